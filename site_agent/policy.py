@@ -1,0 +1,68 @@
+"""The site's own limits on what a run may ask of its images."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from shared.contract import Frozen, RunContract
+
+
+class Policy(Frozen):
+    """Limits the hospital sets in ``site.toml``; a contract beyond any of them is refused."""
+
+    min_patients: int = Field(
+        5, ge=2, le=10_000, description="patients that must stand behind every summary"
+    )
+    max_local_steps: int = Field(
+        1000, ge=0, le=5_000, description="local optimiser steps a request may ask for"
+    )
+    max_probes: int = Field(
+        64, ge=1, le=4_096, description="weight vectors (gradients) in one request"
+    )
+    max_parameters: int = Field(
+        1_000_000, ge=1, le=100_000_000, description="parameters of a contract's networks"
+    )
+    tasks: tuple[Literal["ct-denoise"], ...] = Field(
+        ("ct-denoise",), description="tasks the site takes part in"
+    )
+    granularities: tuple[Literal["cohort"], ...] = Field(
+        ("cohort",), description="what a summary may stand for"
+    )
+
+
+def contract_violation(policy: Policy, contract: RunContract, *, parameters: int) -> str | None:
+    """Why ``policy`` forbids ``contract``, whose largest network has ``parameters``; None if it does not.
+
+    The text is for the site's own log: the aggregator learns the code alone.
+    """
+    if contract.task.name not in policy.tasks:
+        return f"task {contract.task.name} is not among policy.tasks"
+    if contract.granularity not in policy.granularities:
+        return f"granularity {contract.granularity} is not among policy.granularities"
+    if contract.min_patients < policy.min_patients:
+        return (
+            f"contract's min_patients {contract.min_patients} is below "
+            f"policy.min_patients {policy.min_patients}"
+        )
+    if contract.anchor.rounds and contract.anchor.local_steps > policy.max_local_steps:
+        return (
+            f"anchor.local_steps {contract.anchor.local_steps} exceeds "
+            f"policy.max_local_steps {policy.max_local_steps}"
+        )
+    if parameters > policy.max_parameters:
+        return (
+            f"a network of {parameters} parameters exceeds "
+            f"policy.max_parameters {policy.max_parameters}"
+        )
+    return None
+
+
+def request_violation(
+    policy: Policy, contract: RunContract, *, round: int, probes: int
+) -> str | None:
+    """Why ``policy`` forbids a request of ``probes`` weight vectors in ``round``; None if it does not."""
+    if round > contract.rounds:
+        return f"round {round} is beyond the contract's {contract.rounds}"
+    if probes > policy.max_probes:
+        return f"{probes} weight vectors exceed policy.max_probes {policy.max_probes}"
+    return None

@@ -1,0 +1,113 @@
+"""The site's settings: ``site.toml`` in the site's home."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from shared.contract import Frozen, Slug
+from site_agent.policy import Policy
+
+SETTINGS_FILE = "site.toml"
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be read or are not valid; the text names the field and the fix."""
+
+
+class SiteSettings(Frozen):
+    """What a site is called, whom it talks to, where its images are and what it allows."""
+
+    home: Path = Field(description="the site's home folder, absolute")
+    name: Slug
+    aggregator: Annotated[
+        str, Field(pattern=r"^(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$")
+    ] = Field(description="host:port the site connects to")
+    images: Path = Field(description="folder of DICOM or NIfTI files, absolute")
+    slices_per_patient: int = Field(
+        32, ge=1, le=512, description="slices kept of one patient, evenly spaced"
+    )
+    policy: Policy = Policy()
+
+    @property
+    def key_path(self) -> Path:
+        """The site's private key for Flower: OpenSSH, ECDSA P-384."""
+        return self.home / "keys" / "flower"
+
+    @property
+    def salt_path(self) -> Path:
+        """The key of the patients' pseudonyms; it never leaves the site."""
+        return self.home / "keys" / "pseudonym.key"
+
+    @property
+    def ca_path(self) -> Path:
+        """The certificate that vouches for the aggregator."""
+        return self.home / "aggregator-ca.crt"
+
+    @property
+    def cohort_path(self) -> Path:
+        """The indexed slices."""
+        return self.home / "cohort"
+
+    @property
+    def outbox_path(self) -> Path:
+        """Everything that ever left."""
+        return self.home / "outbox"
+
+    @property
+    def socket_path(self) -> Path:
+        """The worker's Unix socket."""
+        return self.home / "worker.sock"
+
+    @property
+    def logs_path(self) -> Path:
+        """Logs that stay at the site."""
+        return self.home / "logs"
+
+
+def read_settings(home: Path) -> SiteSettings:
+    """Reads ``home/site.toml``; a relative ``images`` is taken from ``home``.
+
+    Raises ``SettingsError`` naming the field (or the line) and the fix.
+    """
+    home = home.absolute()
+    path = home / SETTINGS_FILE
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{path}: not found; `site-agent init --home {home}` writes one"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not valid TOML: {error}") from None
+    if "home" in document:
+        raise SettingsError(f"{path}: home: is the file's own folder; remove the line")
+    images = document.get("images")
+    if isinstance(images, str) and images:
+        document["images"] = home / Path(images).expanduser()
+    try:
+        return SiteSettings.model_validate({**document, "home": home})
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        field = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            model = Policy if field.startswith("policy.") else SiteSettings
+            known = ", ".join(name for name in model.model_fields if name != "home")
+            parts.append(f"{field}: unknown setting, remove it; known: {known}")
+        elif item["type"] == "missing":
+            parts.append(f"{field}: missing, add it")
+        elif field == "name":
+            parts.append("name: use lower-case letters, digits and hyphens, at most 63")
+        elif field == "aggregator":
+            parts.append("aggregator: write HOST:PORT, for example aggregator.example.org:443")
+        else:
+            parts.append(f"{field}: {item['msg']}")
+    return "; ".join(parts)
