@@ -1,8 +1,8 @@
 """Supervision: programs that are started together and leave nothing behind.
 
 Every program runs under a guardian of its own (``shared/guardian.py``) that holds on to all its
-descendants, also those with a session of their own. A supervisor that is stopped calls ``stop_all``;
-of one that was killed the guardians notice the death and end everything below them within seconds.
+descendants, also those with a session of their own. One that is stopped calls ``stop_all``; of one
+that was killed the guardians notice the death and end everything below them within seconds.
 """
 
 import os
