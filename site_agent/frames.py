@@ -1,7 +1,7 @@
 """Length-prefixed frames on the worker's Unix socket.
 
-A frame is 8 bytes of big-endian length and that many bytes of payload. The standard library alone, so
-that the Flower client process can use it and stay small.
+A frame is 8 bytes of big-endian length and that many bytes of payload. The standard library alone,
+so that the Flower client process can use it and stay small.
 """
 
 import os
@@ -21,7 +21,7 @@ _CHUNK_BYTES = 1 << 20
 _SUN_PATH_BYTES = 107
 
 
-class FrameError(ValueError):
+class FrameError(ConnectionError):
     """The peer sent no complete frame, or one above the limit."""
 
 
@@ -84,8 +84,8 @@ def socket_address(path: Path) -> Iterator[str]:
 def call(socket_path: Path, payload: bytes, *, timeout_s: float) -> bytes:
     """Sends ``payload`` to the worker and returns its answer.
 
-    Raises ``OSError`` where nothing listens, ``TimeoutError`` after ``timeout_s`` seconds in all, and
-    ``FrameError`` where the worker hangs up without an answer.
+    Raises ``OSError`` where nothing listens, ``TimeoutError`` after ``timeout_s`` seconds in all,
+    and ``FrameError`` where the worker hangs up without an answer.
     """
     deadline = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:

@@ -31,9 +31,9 @@ class Policy(Frozen):
 
 
 def contract_violation(policy: Policy, contract: RunContract, *, parameters: int) -> str | None:
-    """Why ``policy`` forbids ``contract``, whose largest network has ``parameters``; None if it does not.
+    """Why ``policy`` forbids ``contract``; None if it does not.
 
-    The text is for the site's own log: the aggregator learns the code alone.
+    ``parameters`` is the size of the contract's larger network. The text is for the site's own log: the aggregator learns the code alone.
     """
     if contract.task.name not in policy.tasks:
         return f"task {contract.task.name} is not among policy.tasks"
@@ -60,7 +60,7 @@ def contract_violation(policy: Policy, contract: RunContract, *, parameters: int
 def request_violation(
     policy: Policy, contract: RunContract, *, round: int, probes: int
 ) -> str | None:
-    """Why ``policy`` forbids a request of ``probes`` weight vectors in ``round``; None if it does not."""
+    """Why ``policy`` forbids ``probes`` weight vectors in ``round``; None if it does not."""
     if round > contract.rounds:
         return f"round {round} is beyond the contract's {contract.rounds}"
     if probes > policy.max_probes:

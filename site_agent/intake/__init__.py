@@ -1,0 +1,188 @@
+"""Folders of DICOM or NIfTI files into CT slices in Hounsfield units, by patient.
+
+1. List the files, in a fixed order.
+2. Read each one's header; skip what is not an axial CT image, with a code.
+3. Group by patient (PatientID, else the folder), then by series, ordered along the normal.
+4. Patient by patient, read the pixels of the slices that are kept.
+
+A file that cannot be read stops nothing, and no text from inside a file is ever repeated.
+"""
+
+import hashlib
+import hmac
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from site_agent.intake import dicom, nifti
+from site_agent.intake.geometry import THIN_MM, evenly_spaced
+from site_agent.intake.reasons import IntakeReport, Skipped, SkipReason
+from site_agent.intake.slices import PatientSlices, Slice
+from site_agent.intake.windowing import windowed
+
+EVALUATED_SLICES = 8
+KEPT_SLICES = 32
+
+
+class IntakeError(ValueError):
+    """A folder that cannot be read, or holds no usable image; the text names the fix."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A slice whose pixels have not been read: of a DICOM file, or number ``index`` of a volume."""
+
+    source: dicom.DicomSlice | nifti.NiftiVolume
+    index: int
+    thickness_mm: float | None
+    order: tuple[str, float, str]  # series, position, file
+
+
+def read_folder(
+    path: Path, *, pseudonym_key: bytes, slices_per_patient: int, report: IntakeReport
+) -> Iterator[PatientSlices]:
+    """Yields a folder's patients, sorted by pseudonym, at most ``slices_per_patient`` of each.
+
+    A pseudonym is an HMAC under ``pseudonym_key``. Slices of at most 5 mm are preferred where a
+    patient has any. ``report`` counts what was skipped, and why. Raises ``IntakeError`` where the
+    folder itself cannot be read.
+    """
+    candidates: dict[str, list[_Candidate]] = defaultdict(list)
+    files = list(_files(path, report))
+    report.files = len(files)
+    seen: set[str] = set()
+    for done, file in enumerate(files, start=1):
+        try:
+            patient, found = _header(file, path, seen)
+            candidates[_pseudonym(pseudonym_key, patient)] += found
+        except Skipped as skipped:
+            report.skip(skipped.reason)
+        report.progress("headers", done, len(files))
+    for done, pseudonym in enumerate(sorted(candidates), start=1):
+        # Popped, so that a large folder's headers go as its pixels come.
+        patient_slices = _read(candidates.pop(pseudonym), slices_per_patient, report)
+        if patient_slices:
+            report.patients += 1
+            report.slices += len(patient_slices)
+            yield PatientSlices(pseudonym=pseudonym, slices=patient_slices)
+        report.progress("pixels", done, done + len(candidates))
+
+
+def evaluation_images(
+    folder: Path, *, size_px: int, low_hu: float, high_hu: float
+) -> list[NDArray[np.float32]]:
+    """The CT images of a folder, one (n, 1, size_px, size_px) array in [0, 1] a patient.
+
+    As ``Cohort.images`` gives them, without a cohort. Raises ``IntakeError`` where there are none.
+    """
+    report = IntakeReport()
+    images = []
+    for patient in read_folder(
+        folder, pseudonym_key=b"", slices_per_patient=KEPT_SLICES, report=report
+    ):
+        chosen = evenly_spaced(len(patient.slices), at_most=EVALUATED_SLICES)
+        slices = [(patient.slices[place].hu, patient.slices[place].spacing_mm) for place in chosen]
+        images.append(windowed(slices, size_px=size_px, low_hu=low_hu, high_hu=high_hu))
+    if not images:
+        raise IntakeError(f"{folder}: no axial CT image could be used ({report.summary()})")
+    return images
+
+
+def _files(path: Path, report: IntakeReport) -> Iterator[Path]:
+    """Regular files under ``path``, sorted, links followed once, hidden ones left out."""
+    if not path.is_dir():
+        raise IntakeError(f"{path}: is not a folder")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise IntakeError(f"{path}: may not be read; check its permissions")
+    visited: set[tuple[int, int]] = set()
+    listed = 0
+    for folder, folders, names in os.walk(path, followlinks=True):
+        information = Path(folder).stat()
+        if (information.st_dev, information.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((information.st_dev, information.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                listed += 1
+                report.progress("list", listed, 0)
+                yield Path(folder, name)
+
+
+def _header(file: Path, root: Path, seen: set[str]) -> tuple[str, list[_Candidate]]:
+    """The patient (not yet a pseudonym) and the slices of one file. Raises ``Skipped``."""
+    try:
+        # Opening a pipe or a device could block for ever.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise Skipped(SkipReason.NOT_AN_IMAGE)
+        is_dicom = dicom.is_dicom(file)
+    except OSError:
+        raise Skipped(SkipReason.UNREADABLE) from None
+    if is_dicom:
+        return _dicom_header(file, root, seen)
+    if file.name.lower().endswith(nifti.SUFFIXES):
+        volume = nifti.read_header(file)
+        return _folder_patient(file, root), [
+            _Candidate(volume, index, volume.thickness_mm, (file.name, float(index), ""))
+            for index in range(volume.slices)
+        ]
+    raise Skipped(SkipReason.NOT_AN_IMAGE)
+
+
+def _dicom_header(file: Path, root: Path, seen: set[str]) -> tuple[str, list[_Candidate]]:
+    header = dicom.read_header(file)
+    if header.instance:
+        if header.instance in seen:
+            raise Skipped(SkipReason.DUPLICATE)
+        seen.add(header.instance)
+    order = (header.series, header.position_mm, str(file))
+    candidate = _Candidate(header, 0, header.thickness_mm, order)
+    if header.patient_id is not None:
+        return f"id:{header.patient_id}", [candidate]
+    return _folder_patient(file, root), [candidate]
+
+
+def _folder_patient(file: Path, root: Path) -> str:
+    """The patient by the first folder below ``root``: never less than all of one person's files.
+
+    A volume that lies in ``root`` itself is a patient of its own; a DICOM file there is not.
+    """
+    parts = file.relative_to(root).parts
+    if len(parts) > 1:
+        return f"folder:{parts[0]}"
+    return f"file:{file.name}" if file.name.lower().endswith(nifti.SUFFIXES) else "folder:"
+
+
+def _pseudonym(key: bytes, patient: str) -> str:
+    digest = hmac.new(key, patient.encode("utf-8", "surrogateescape"), hashlib.sha256)
+    return digest.hexdigest()[:32]
+
+
+def _read(candidates: list[_Candidate], at_most: int, report: IntakeReport) -> list[Slice]:
+    thin = [item for item in candidates if item.thickness_mm and item.thickness_mm <= THIN_MM]
+    eligible = sorted(thin or candidates, key=lambda item: item.order)
+    chosen = [eligible[index] for index in evenly_spaced(len(eligible), at_most=at_most)]
+    report.not_needed += len(candidates) - len(chosen)
+    # A volume is read once, for all its slices.
+    indices: dict[dicom.DicomSlice | nifti.NiftiVolume, list[int]] = defaultdict(list)
+    for item in chosen:
+        indices[item.source].append(item.index)
+    slices: list[Slice] = []
+    for source, numbers in indices.items():
+        try:
+            if isinstance(source, dicom.DicomSlice):
+                pixels = [dicom.read_pixels(source)]
+            else:
+                pixels = nifti.read_slices(source, numbers)
+        except Skipped as skipped:
+            report.skip(skipped.reason)
+            continue
+        slices += [Slice(hu, source.spacing_mm, source.thickness_mm) for hu in pixels]
+    return slices

@@ -1,0 +1,58 @@
+"""Stored values to Hounsfield units: rescale, padding, and sign mistakes of real scanners."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+AIR_HU = -1000
+FLOOR_HU = -1024
+"""Lowest value kept: the floor of a 12-bit scanner."""
+
+_NO_TISSUE_HU = -1200  # below the noise of air: what scanners write outside the scan circle
+_SURELY_PADDING_HU = -900  # a padding value above this could also be a pixel of the patient
+_INT16_MAX = 32767
+
+
+def hounsfield(
+    stored: NDArray[np.generic],
+    *,
+    slope: float,
+    intercept: float,
+    bits_allocated: int,
+    padding: tuple[int, int] | None,
+) -> NDArray[np.int16]:
+    """Hounsfield units (int16, at least -1024) of the ``stored`` integers of one slice.
+
+    ``padding`` is the range of PixelPaddingValue and PixelPaddingRangeLimit as the header gives it,
+    with whatever sign; padding, and anything below the noise of air, becomes air (-1000).
+    """
+    signed = bool(np.issubdtype(stored.dtype, np.signedinteger))
+    values = stored.astype(np.int64)
+    hu = values * slope + intercept
+    if not signed:
+        # Negative numbers written as unsigned ones: 63536 is -2000.
+        wrapped = hu > _INT16_MAX
+        hu[wrapped] = (values[wrapped] - 2**bits_allocated) * slope + intercept
+    hu[hu < _NO_TISSUE_HU] = AIR_HU
+    if padding is not None:
+        low, high = sorted(_as_stored(value, bits_allocated, signed) for value in padding)
+        padded = (values >= low) & (values <= high)
+        if max(low * slope, high * slope) + intercept > _SURELY_PADDING_HU:
+            padded = _touching_the_border(padded)
+        hu[padded] = AIR_HU
+    rounded: NDArray[np.int16] = np.rint(np.clip(hu, FLOOR_HU, _INT16_MAX)).astype(np.int16)
+    return rounded
+
+
+def _as_stored(value: int, bits: int, signed: bool) -> int:
+    """The number of ``bits`` bits that ``value`` is, read with the sign the pixels have."""
+    value %= 2**bits
+    return value - 2**bits if signed and value >= 2 ** (bits - 1) else value
+
+
+def _touching_the_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The connected parts of ``mask`` that reach the image's edge: padding does, tissue not."""
+    labels, _ = ndimage.label(mask)
+    edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    touching: NDArray[np.bool_] = np.isin(labels, edge[edge > 0])
+    return touching

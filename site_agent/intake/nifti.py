@@ -1,0 +1,98 @@
+"""Axial CT slices from NIfTI volumes in Hounsfield units."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+
+from site_agent.intake.geometry import axial_plane
+from site_agent.intake.hounsfield import AIR_HU, hounsfield
+from site_agent.intake.reasons import Skipped, SkipReason
+
+MAX_VOXELS = 2**29
+SUFFIXES = (".nii", ".nii.gz")
+
+# NIfTI names no modality: a CT volume has something near air, an MR volume has no negative values.
+_CT_MINIMUM_HU = -500
+
+# ITK's warnings go to stderr and name the file.
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+@dataclass(frozen=True)
+class NiftiVolume:
+    """What is known of a volume before its voxels are read."""
+
+    path: Path
+    slices: int  # axial ones, once oriented
+    thickness_mm: float
+    spacing_mm: tuple[float, float]  # between rows, between columns, as displayed
+
+
+def read_header(path: Path) -> NiftiVolume:
+    """Reads size and geometry. Raises ``Skipped`` with the reason."""
+    try:
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("NiftiImageIO")
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        size, spacing = reader.GetSize(), reader.GetSpacing()
+        direction, components = reader.GetDirection(), reader.GetNumberOfComponents()
+    except Exception:
+        raise Skipped(SkipReason.UNREADABLE) from None
+    if len(size) == 4 and size[3] == 1:
+        size, spacing = size[:3], spacing[:3]
+        direction = tuple(direction[4 * row + column] for row in range(3) for column in range(3))
+    if len(size) != 3 or components != 1:
+        raise Skipped(SkipReason.NOT_A_VOLUME)
+    if math.prod(size) > MAX_VOXELS:
+        raise Skipped(SkipReason.TOO_LARGE)
+    if not all(math.isfinite(value) and value > 0 for value in spacing):
+        raise Skipped(SkipReason.NO_GEOMETRY)
+    # Column k of the direction matrix is where index k grows to.
+    cosines = np.abs(np.asarray(direction, np.float64).reshape(3, 3))
+    x, y, z = (int(np.argmax(cosines[axis])) for axis in range(3))
+    if sorted((x, y, z)) != [0, 1, 2]:
+        raise Skipped(SkipReason.NO_GEOMETRY)
+    matrix = np.asarray(direction, np.float64).reshape(3, 3)
+    axial_plane([*matrix[:, x], *matrix[:, y]])
+    return NiftiVolume(
+        path=path,
+        slices=size[z],
+        thickness_mm=float(spacing[z]),
+        spacing_mm=(float(spacing[y]), float(spacing[x])),
+    )
+
+
+def read_slices(volume: NiftiVolume, chosen: list[int]) -> list[NDArray[np.int16]]:
+    """Reads the ``chosen`` axial slices, counted from the feet, as a DICOM viewer shows them.
+
+    Raises ``Skipped`` (not-ct, unreadable).
+    """
+    try:
+        image = sitk.ReadImage(str(volume.path), imageIO="NiftiImageIO")
+        if image.GetDimension() == 4:
+            image = image[:, :, :, 0]
+        # LPS: x to the left, y to the back, z to the head; the array is (z, y, x).
+        oriented = sitk.DICOMOrient(image, "LPS")
+        voxels = sitk.GetArrayViewFromImage(oriented)  # no copy: lives as long as its image
+        stored = voxels[chosen].astype(np.float64)
+        stored = np.nan_to_num(stored, nan=AIR_HU, posinf=AIR_HU, neginf=AIR_HU)
+        lowest = float(np.nanmin(voxels))
+    except Exception:
+        raise Skipped(SkipReason.UNREADABLE) from None
+    if lowest > _CT_MINIMUM_HU:
+        raise Skipped(SkipReason.NOT_CT)
+    return [
+        hounsfield(
+            np.rint(np.clip(plane, -(2**15), 2**15 - 1)).astype(np.int32),
+            slope=1.0,
+            intercept=0.0,
+            bits_allocated=32,
+            padding=None,
+        )
+        for plane in stored
+    ]

@@ -1,0 +1,69 @@
+"""Why a file was not taken in: codes and counts, never a text that came out of the file."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class SkipReason(StrEnum):
+    """One code a skipped file."""
+
+    NOT_AN_IMAGE = "not-an-image"  # neither DICOM nor NIfTI, or a DICOM directory
+    UNREADABLE = "unreadable"  # damaged, or the system will not let us read it
+    TOO_LARGE = "too-large"  # beyond what a CT slice or volume can be
+    UNSUPPORTED_SYNTAX = "unsupported-syntax"  # a compression no decoder is installed for
+    NOT_CT = "not-ct"  # another modality, or a volume without air at -1000 HU
+    NOT_GREYSCALE = "not-greyscale"  # colour, palette: screen captures, dose reports
+    MULTI_FRAME = "multi-frame"  # enhanced CT is not read yet
+    LOCALISER = "localiser"
+    BURNED_IN = "burned-in"  # text in the pixels may name the patient
+    NOT_AXIAL = "not-axial"  # coronal, sagittal, or tilted beyond a gantry
+    NO_GEOMETRY = "no-geometry"  # position, orientation or spacing absent or impossible
+    NOT_HOUNSFIELD = "not-hounsfield"  # no rescale to Hounsfield units
+    TRUNCATED = "truncated"  # fewer pixels than the header promises
+    UNDECODABLE = "undecodable"  # pixels could not be decoded
+    DUPLICATE = "duplicate"  # the same image again
+    NOT_A_VOLUME = "not-a-volume"  # NIfTI with other than three dimensions
+
+
+class Skipped(Exception):  # noqa: N818
+    """A file that is not taken in, with its reason and nothing else."""
+
+    def __init__(self, reason: SkipReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+@dataclass
+class IntakeReport:
+    """What an intake saw: filled while it runs.
+
+    ``on_progress`` hears ("list" | "headers" | "pixels", done, total); total is 0 while unknown.
+    """
+
+    on_progress: Callable[[str, int, int], None] | None = None
+    files: int = 0
+    patients: int = 0
+    slices: int = 0
+    not_needed: int = 0  # good slices beyond the number kept of a patient, or thicker than others
+    skipped: Counter[SkipReason] = field(default_factory=Counter)
+
+    def skip(self, reason: SkipReason) -> None:
+        """Counts a file that was not taken in."""
+        self.skipped[reason] += 1
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Tells the listener, if there is one."""
+        if self.on_progress is not None:
+            self.on_progress(stage, done, total)
+
+    def summary(self) -> str:
+        """One line: what was taken and what was not, by code."""
+        reasons = ", ".join(
+            f"{count} {reason.value}" for reason, count in sorted(self.skipped.items())
+        )
+        return (
+            f"{self.patients} patients, {self.slices} slices from {self.files} files; "
+            f"skipped: {reasons or 'none'}"
+        )
