@@ -33,7 +33,8 @@ class Policy(Frozen):
 def contract_violation(policy: Policy, contract: RunContract, *, parameters: int) -> str | None:
     """Why ``policy`` forbids ``contract``; None if it does not.
 
-    ``parameters`` is the size of the contract's larger network. The text is for the site's own log: the aggregator learns the code alone.
+    ``parameters`` is the size of the contract's larger network. The text is for the site's own log:
+    the aggregator learns the code alone.
     """
     if contract.task.name not in policy.tasks:
         return f"task {contract.task.name} is not among policy.tasks"

@@ -218,7 +218,7 @@ def _refuse_impossible_size(header: Dataset, file_bytes: int, *, compressed: boo
 def _rescale(header: Dataset) -> tuple[float, float]:
     # Absent means HU in a CT image (C.8.2.1); scanners spell it in their own ways.
     kind = str(header.get("RescaleType") or "HU").strip().upper()
-    if not (kind.startswith("HU") or kind.startswith("HOUN")):
+    if not kind.startswith(("HU", "HOUN")):
         raise Skipped(SkipReason.NOT_HOUNSFIELD)
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
     if slope is None or intercept is None:

@@ -57,4 +57,5 @@ def _axis_weights(count: int, extent: float, size: int) -> NDArray[np.float32]:
         if math.isclose(margin, 0.0, abs_tol=1e-9):
             centre = np.clip(centre, 0, count - 1)
         weights = np.maximum(1.0 - np.abs(centre - pixels), 0.0)
-    return weights.astype(np.float32)
+    as_float32: NDArray[np.float32] = weights.astype(np.float32)
+    return as_float32

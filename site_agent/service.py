@@ -1,0 +1,169 @@
+"""The worker as a service: requests from a Unix socket in the site's home, one at a time."""
+
+import fcntl
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from shared.messages import MessageError, StatusQueryHeader, decode
+from site_agent.cohort import INDEX_FILE, Cohort, CohortError, open_cohort
+from site_agent.frames import MAX_FRAME_BYTES, recv_frame, send_frame, socket_address
+from site_agent.incidents import log, log_to
+from site_agent.outbox import Outbox
+from site_agent.settings import SiteSettings
+from site_agent.worker import answer, device, set_threads
+
+RECEIVE_TIMEOUT_S = 60.0
+MAX_CONNECTIONS = 8
+_SMALL_BYTES = 4096  # a status query is smaller
+
+
+class ServiceError(RuntimeError):
+    """The worker cannot start; the text names the fix."""
+
+
+class CurrentCohort:
+    """The site's cohort as it is on the disk: opened again after ``site-agent index``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stamp: tuple[int, int] | None = None
+        self._cohort: Cohort | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> Cohort | None:
+        """The cohort, or None where nothing usable is indexed."""
+        with self._lock:
+            try:
+                information = (self._folder / INDEX_FILE).stat()
+                stamp = (information.st_ino, information.st_mtime_ns)
+                if stamp != self._stamp:
+                    self._cohort = open_cohort(self._folder)
+                    self._stamp = stamp
+            except (OSError, CohortError) as error:
+                if self._stamp is not None or self._cohort is not None:
+                    log.error("cohort lost: %s", error)
+                self._cohort = self._stamp = None
+            return self._cohort
+
+
+def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
+    """Answers requests until SIGTERM or SIGINT; says ``worker ready`` once it listens.
+
+    Raises ``ServiceError`` where another worker runs on this home or the socket cannot be made.
+    """
+    stop = threading.Event()
+
+    def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask_to_stop)
+    try:
+        set_threads()
+    except ValueError as error:
+        raise ServiceError(str(error)) from None
+    log_to(settings.logs_path)
+    current = CurrentCohort(settings.cohort_path)
+    computing = threading.Lock()
+    outbox = Outbox(settings.outbox_path)
+
+    def respond(payload: bytes) -> bytes:
+        if _is_status_query(payload):
+            return answer(payload, settings=settings, cohort=current.get(), outbox=outbox)
+        with computing:
+            return answer(payload, settings=settings, cohort=current.get(), outbox=outbox)
+
+    with _only_worker(settings.home), _listener(settings.socket_path) as listener:
+        cohort = current.get()
+        indexed = f"{cohort.patients} patients" if cohort else "nothing indexed yet"
+        say(f"worker ready: {settings.name}, {indexed}, {device()}, {settings.socket_path}")
+        log.info("ready: %s, %s", indexed, device())
+        _accept(listener, respond, stop)
+    log.info("stopped")
+    if computing.locked():
+        # A computation cannot be interrupted; nothing of it was sent, and it starts anew when asked.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _accept(
+    listener: socket.socket, respond: Callable[[bytes], bytes], stop: threading.Event
+) -> None:
+    slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+    listener.settimeout(0.25)
+    while not stop.is_set():
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
+        if not slots.acquire(blocking=False):
+            connection.close()
+            continue
+        threading.Thread(target=_converse, args=(connection, respond, slots), daemon=True).start()
+
+
+def _converse(
+    connection: socket.socket,
+    respond: Callable[[bytes], bytes],
+    slots: threading.BoundedSemaphore,
+) -> None:
+    try:
+        with connection:
+            payload = recv_frame(connection, limit=MAX_FRAME_BYTES, timeout_s=RECEIVE_TIMEOUT_S)
+            reply = respond(payload)
+            connection.settimeout(RECEIVE_TIMEOUT_S)
+            send_frame(connection, reply)
+    except OSError as error:
+        log.warning("a connection broke: %s", error)
+    finally:
+        slots.release()
+
+
+def _is_status_query(payload: bytes) -> bool:
+    if len(payload) > _SMALL_BYTES:
+        return False
+    try:
+        return isinstance(decode(payload).header, StatusQueryHeader)
+    except MessageError:
+        return False
+
+
+@contextmanager
+def _only_worker(home: Path) -> Iterator[None]:
+    descriptor = os.open(home / "worker.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ServiceError(f"another worker is running on {home}: stop it first") from None
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _listener(path: Path) -> Iterator[socket.socket]:
+    """A listening socket at ``path`` with mode 0600; what a killed worker left there is replaced."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        # From its first instant on nobody else may connect.
+        before = os.umask(0o177)
+        try:
+            with socket_address(path) as address:
+                listener.bind(address)
+        except OSError as error:
+            raise ServiceError(f"{path}: cannot listen there ({error.strerror or error})") from None
+        finally:
+            os.umask(before)
+        listener.listen(MAX_CONNECTIONS)
+        try:
+            yield listener
+        finally:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)

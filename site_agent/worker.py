@@ -1,0 +1,254 @@
+"""The gradient worker: the one process that reads the cohort, and the only answerer of requests.
+
+How a request is answered:
+
+1. decode it; nothing that is not a message of ours goes further;
+2. contract and header agree on the digest; the site's policy allows contract and request;
+3. an answer given before under this contract and round goes out again, byte for byte; another request
+   under that round is refused;
+4. the cohort has enough patients, the weights have the network's size and are sane;
+5. compute, check the result, write it to the outbox, return it.
+
+Whatever fails becomes a refusal: a code, an incident id, never a text.
+"""
+
+import os
+import time
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.contract import RunContract
+from shared.gradients import cohort_gradients, local_descent, request_seed
+from shared.messages import (
+    FloatArray,
+    Message,
+    MessageError,
+    ProbeHeader,
+    RefusalCode,
+    StatusHeader,
+    StatusQueryHeader,
+    SummaryHeader,
+    decode,
+    encode,
+    patient_bucket,
+    payload_digest,
+)
+from shared.networks import parameter_count
+from site_agent.cohort import Cohort
+from site_agent.incidents import RefusedError, log, refuse
+from site_agent.outbox import Outbox
+from site_agent.policy import contract_violation, request_violation
+from site_agent.settings import SiteSettings
+
+THREADS_VARIABLE = "FEDSTILL_THREADS"
+MAX_WEIGHT = 1000.0
+"""Largest weight taken for one of an honest network, whose weights stay below ten."""
+
+_NORM_TOLERANCE = 1.001  # of the clip norm: sums in float32 round
+
+
+def answer(
+    payload: bytes, *, settings: SiteSettings, cohort: Cohort | None, outbox: Outbox
+) -> bytes:
+    """Answers one encoded request: a summary, a status or a refusal, encoded. Never raises."""
+    try:
+        try:
+            message = decode(payload)
+        except MessageError as error:
+            raise RefusedError(RefusalCode.MALFORMED, str(error)) from None
+        if isinstance(message.header, StatusQueryHeader):
+            return encode(Message(header=_status(settings, cohort, outbox)))
+        if not isinstance(message.header, ProbeHeader):
+            raise RefusedError(RefusalCode.UNKNOWN_KIND, f"a {message.header.type} message")
+        return _summary(
+            message.header,
+            message.arrays,
+            request_digest=payload_digest(payload),
+            settings=settings,
+            cohort=cohort,
+            outbox=outbox,
+        )
+    except RefusedError as error:
+        return refuse(site=settings.name, code=error.code, error=error)
+    except Exception as error:
+        return refuse(site=settings.name, code=RefusalCode.INTERNAL, error=error)
+
+
+def device() -> torch.device:
+    """Where gradients are computed: the first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_threads() -> None:
+    """Limits torch to FEDSTILL_THREADS threads, or to the cores this process may use.
+
+    Raises ``ValueError`` where the variable is not a positive number.
+    """
+    text = os.environ.get(THREADS_VARIABLE, "")
+    if text and (not text.isdecimal() or int(text) < 1):
+        raise ValueError(f"{THREADS_VARIABLE} must be a number of threads, at least 1")
+    torch.set_num_threads(int(text) if text else len(os.sched_getaffinity(0)))
+
+
+def _summary(
+    header: ProbeHeader,
+    arrays: dict[str, FloatArray],
+    *,
+    request_digest: str,
+    settings: SiteSettings,
+    cohort: Cohort | None,
+    outbox: Outbox,
+) -> bytes:
+    started = time.monotonic()
+    contract = header.contract
+    if header.contract_digest != contract.digest():
+        raise RefusedError(RefusalCode.DIGEST_MISMATCH, "header and contract disagree")
+    weights = arrays.get("weights")
+    if weights is None or set(arrays) != {"weights"} or weights.ndim != 2:
+        raise RefusedError(RefusalCode.BAD_WEIGHTS, "not one (K, D) array of weights")
+    _obey_policy(header, settings, probes=weights.shape[0])
+    replay = _earlier_answer(header, request_digest, outbox)
+    if replay is not None:
+        log.info("round %d of %s: sent again", header.round, header.contract_digest[:16])
+        return replay
+    if cohort is None:
+        raise RefusedError(RefusalCode.NO_COHORT, "nothing is indexed: run `site-agent index`")
+    if cohort.patients < contract.min_patients:
+        raise RefusedError(
+            RefusalCode.TOO_FEW_PATIENTS,
+            f"{cohort.patients} patients, the contract wants {contract.min_patients}",
+        )
+    _refuse_bad_weights(header, weights)
+    values = _values(header, weights, cohort=cohort, site=settings.name)
+    encoded = encode(
+        Message(
+            header=SummaryHeader(
+                contract_digest=header.contract_digest,
+                request_digest=request_digest,
+                round=header.round,
+                kind=header.kind,
+                site=settings.name,
+                patients_at_least=patient_bucket(cohort.patients),
+                seconds=round(time.monotonic() - started, 3),
+            ),
+            arrays={"values": values},
+        )
+    )
+    outbox.store(encoded, contract_digest=header.contract_digest, round=header.round)
+    log.info(
+        "round %d of %s (%s): answered %s with %d bytes in %.1f s",
+        header.round,
+        header.contract_digest[:16],
+        contract.name,
+        header.kind,
+        len(encoded),
+        time.monotonic() - started,
+    )
+    return encoded
+
+
+def _obey_policy(header: ProbeHeader, settings: SiteSettings, *, probes: int) -> None:
+    contract = header.contract
+    parameters = max(parameter_count(contract.student), parameter_count(contract.anchor_network))
+    violation = contract_violation(
+        settings.policy, contract, parameters=parameters
+    ) or request_violation(settings.policy, contract, round=header.round, probes=probes)
+    if violation is not None:
+        raise RefusedError(RefusalCode.POLICY, violation)
+
+
+def _earlier_answer(header: ProbeHeader, request_digest: str, outbox: Outbox) -> bytes | None:
+    stored = outbox.stored(contract_digest=header.contract_digest, round=header.round)
+    if stored is None:
+        return None
+    earlier = decode(stored).header
+    if not isinstance(earlier, SummaryHeader):
+        raise ValueError("the outbox holds something else than a summary")
+    if earlier.request_digest != request_digest:
+        raise RefusedError(
+            RefusalCode.ROUND_REUSED, f"round {header.round} was answered for another request"
+        )
+    return stored
+
+
+def _refuse_bad_weights(header: ProbeHeader, weights: FloatArray) -> None:
+    expected = parameter_count(header.contract.network(header.network))
+    probes, length = weights.shape
+    if length != expected:
+        raise RefusedError(RefusalCode.BAD_WEIGHTS, f"{length} weights for a network of {expected}")
+    if probes < 1 or (header.kind == "local-steps" and probes != 1):
+        raise RefusedError(RefusalCode.BAD_WEIGHTS, f"{probes} weight vectors for {header.kind}")
+    # NaN and infinities fail this comparison too.
+    if not bool((np.abs(weights) <= MAX_WEIGHT).all()):
+        raise RefusedError(RefusalCode.BAD_WEIGHTS, "not finite, or larger than any honest weight")
+
+
+def _values(header: ProbeHeader, weights: FloatArray, *, cohort: Cohort, site: str) -> FloatArray:
+    """The (K, D) answer. Raises ``RuntimeError`` where it is not one that may leave."""
+    contract = header.contract
+    where = device()
+    task = contract.task
+    patients = _images(cohort, task.size_px, task.window_low_hu, task.window_high_hu, where)
+    seed = request_seed(header.contract_digest, header.round, site)
+    theta = torch.from_numpy(np.array(weights, dtype=np.float32)).to(where)
+    if header.kind == "gradients":
+        result = cohort_gradients(
+            contract=contract,
+            network=header.network,
+            weights=theta,
+            patients=patients,
+            seed=seed,
+            device=where,
+        )
+    else:
+        result = local_descent(
+            contract=contract,
+            network=header.network,
+            weights=theta[0],
+            patients=patients,
+            seed=seed,
+            device=where,
+        )[None]
+    values: FloatArray = result.detach().to("cpu", torch.float32).numpy()
+    _check_result(values, weights.shape, contract)
+    return values
+
+
+def _check_result(values: FloatArray, shape: tuple[int, ...], contract: RunContract) -> None:
+    if values.shape != shape or not bool(np.isfinite(values).all()):
+        raise RuntimeError("the result has another shape, or is not finite")
+    if float(np.linalg.norm(values, axis=1).max()) > contract.clip_norm * _NORM_TOLERANCE:
+        raise RuntimeError("the result exceeds the contract's clip_norm")
+
+
+@lru_cache(maxsize=2)
+def _images(
+    cohort: Cohort, size_px: int, low_hu: float, high_hu: float, where: torch.device
+) -> tuple[Tensor, ...]:
+    """A cohort's images on the device: kept, as all requests of a run use the same ones."""
+    images = cohort.images(size_px=size_px, low_hu=low_hu, high_hu=high_hu)
+    return tuple(torch.from_numpy(image).to(where) for image in images)
+
+
+def _status(settings: SiteSettings, cohort: Cohort | None, outbox: Outbox) -> StatusHeader:
+    patients = 0 if cohort is None else cohort.patients
+    return StatusHeader(
+        site=settings.name,
+        version=package_version(),
+        device=str(device()),
+        ready=patients >= settings.policy.min_patients,
+        patients_at_least=patient_bucket(patients),
+        answered=outbox.answered(),
+    )
+
+
+def package_version() -> str:
+    """The installed version; "unknown" where the package is used without being installed."""
+    try:
+        return version("fedstill")
+    except PackageNotFoundError:
+        return "unknown"
