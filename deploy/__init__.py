@@ -1,0 +1,1 @@
+"""How fedstill is installed, supervised and shown."""

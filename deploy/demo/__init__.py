@@ -1,0 +1,1 @@
+"""The demo: three simulated or given hospitals, one machine, every real part."""
