@@ -1,0 +1,80 @@
+"""The release API: FastAPI over the catalog and the blobs, read-only.
+
+``create_app(home)`` is the one entry. Errors are JSON ``{"error", "hint"}`` and carry the
+``X-Error-Code`` that Hugging Face's client turns into its exceptions.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from aggregator.api import datasets, files
+from aggregator.api.errors import ApiError
+from aggregator.catalog import Catalog
+from aggregator.store import BlobStore
+
+
+def create_app(home: Path) -> FastAPI:
+    """The API over an aggregator's home: its catalog, its blobs and its public key."""
+    catalog = Catalog(home / "catalog.sqlite")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        catalog.close()
+
+    app = FastAPI(
+        title="fedstill",
+        version=version("fedstill"),
+        lifespan=lifespan,
+        docs_url=None,  # these pages would load scripts from another host
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.catalog = catalog
+    app.state.store = BlobStore(home / "blobs")
+    app.state.publisher_key = home / "keys" / "release.pub"
+    app.include_router(datasets.router)
+    app.include_router(files.router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _internal)
+    return app
+
+
+def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _answer(error.status, error.error, error.hint, error.headers)
+
+
+def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        headers["X-Error-Code"] = "EntryNotFound"
+    return _answer(error.status_code, str(error.detail), "GET /openapi.json lists routes", headers)
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = "; ".join(
+        f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}"
+        for item in error.errors()
+    )
+    return _answer(422, problems, "correct the request", {})
+
+
+def _internal(_: Request, __: Exception) -> JSONResponse:
+    return _answer(500, "internal error", "the server's log has the reason", {})
+
+
+def _answer(status: int, error: str, hint: str, headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse({"error": error, "hint": hint}, status_code=status, headers=headers)

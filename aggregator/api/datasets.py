@@ -1,0 +1,180 @@
+"""What is published: datasets, their versions and the publisher's key, as JSON.
+
+Shapes follow the Hugging Face hub where it has one, with our own fields beside.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Path as PathParameter
+
+from aggregator.api.errors import ApiError, not_found
+from aggregator.catalog import Catalog, Version
+from shared.release.errors import LocalError
+from shared.release.keys import encode_key, key_id, read_public_key
+
+router = APIRouter()
+
+Part = Annotated[str, PathParameter(max_length=63)]
+Revision = Annotated[str, PathParameter(max_length=64)]
+
+
+def known_parameters(request: Request) -> None:
+    """Refuses query parameters that the route does not take, so that a typo is no silence."""
+    allowed = {field.alias for field in request.scope["route"].dependant.query_params}
+    unknown = sorted(set(request.query_params) - allowed)
+    if unknown:
+        takes = f"it takes {', '.join(sorted(allowed))}" if allowed else "it takes none"
+        raise ApiError(
+            422, f"unknown query parameter {unknown[0][:64]!r}", f"leave it out: {takes}"
+        )
+
+
+strict = [Depends(known_parameters)]
+
+
+@router.get("/healthz", dependencies=strict)
+def healthz(request: Request) -> dict[str, str]:
+    """Whether the catalog can be read."""
+    _catalog(request).datasets(limit=1)
+    return {"status": "ok"}
+
+
+@router.get("/api/publisher", dependencies=strict)
+def publisher(request: Request) -> dict[str, str]:
+    """The key releases are signed with."""
+    try:
+        key = read_public_key(request.app.state.publisher_key)
+    except LocalError:
+        raise ApiError(
+            503, "this server has no release key", "run `aggregator init` there"
+        ) from None
+    return {"algorithm": "Ed25519", "key": encode_key(key), "key_id": key_id(key)}
+
+
+@router.get("/api/datasets", dependencies=strict)
+def list_datasets(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+) -> dict[str, Any]:
+    """The datasets by name, each with its newest version."""
+    total, newest = _catalog(request).datasets(offset=offset, limit=limit)
+    return {
+        "total": total,
+        "limit": limit,
+        "offset": offset,
+        "datasets": [_summary(version) for version in newest],
+    }
+
+
+@router.get("/api/datasets/{namespace}/{name}", dependencies=strict)
+def dataset(request: Request, namespace: Part, name: Part) -> dict[str, Any]:
+    """A dataset: its newest version, and all of them."""
+    return _detail(request, find_version(request, namespace, name, "main"))
+
+
+@router.get("/api/datasets/{namespace}/{name}/revision/{revision}", dependencies=strict)
+def revision(request: Request, namespace: Part, name: Part, revision: Revision) -> dict[str, Any]:
+    """One version by ``main``, ``vN`` or digest."""
+    return _detail(request, find_version(request, namespace, name, revision))
+
+
+@router.get("/api/datasets/{namespace}/{name}/tree/{revision}", dependencies=strict)
+def tree(
+    request: Request,
+    namespace: Part,
+    name: Part,
+    revision: Revision,
+    recursive: bool = False,
+    expand: bool = False,
+) -> list[dict[str, Any]]:
+    """The files of a version; ``recursive`` and ``expand`` change nothing, a release is flat."""
+    return [
+        {
+            "type": "file",
+            "path": file.path,
+            "size": file.bytes,
+            "oid": file.sha256[:40],
+            "lfs": {"oid": file.sha256, "size": file.bytes, "pointerSize": 128},
+        }
+        for file in find_version(request, namespace, name, revision).files
+    ]
+
+
+@router.get("/api/datasets/{namespace}/{name}/refs", dependencies=strict)
+def refs(request: Request, namespace: Part, name: Part) -> dict[str, Any]:
+    """The newest version as branch ``main``, every version as a tag."""
+    newest = find_version(request, namespace, name, "main")
+    versions = _catalog(request).versions(namespace, name)
+    return {
+        "branches": [
+            {"name": "main", "ref": "refs/heads/main", "targetCommit": newest.commit},
+        ],
+        "converts": [],
+        "tags": [
+            {
+                "name": f"v{version.number}",
+                "ref": f"refs/tags/v{version.number}",
+                "targetCommit": version.commit,
+            }
+            for version in versions
+        ],
+    }
+
+
+def find_version(request: Request, namespace: str, name: str, revision: str) -> Version:
+    """The version asked for, or the 404 that says whether dataset or revision is absent."""
+    catalog = _catalog(request)
+    version = catalog.find(namespace, name, revision)
+    if version is not None:
+        return version
+    if not catalog.versions(namespace, name):
+        raise not_found(
+            "RepoNotFound", f"no dataset {namespace}/{name}", "GET /api/datasets lists them"
+        )
+    raise not_found(
+        "RevisionNotFound",
+        f"{namespace}/{name} has no version {revision}",
+        f"GET /api/datasets/{namespace}/{name} lists its versions",
+    )
+
+
+def _catalog(request: Request) -> Catalog:
+    catalog = request.app.state.catalog
+    assert isinstance(catalog, Catalog)
+    return catalog
+
+
+def _summary(version: Version) -> dict[str, Any]:
+    return {
+        **version.summary,
+        "id": f"{version.namespace}/{version.name}",
+        "version": version.number,
+        "digest": version.digest,
+        "sha": version.commit,
+        "bytes": sum(file.bytes for file in version.files),
+        "createdAt": version.created_at,
+    }
+
+
+def _detail(request: Request, version: Version) -> dict[str, Any]:
+    versions = _catalog(request).versions(version.namespace, version.name)
+    return {
+        **_summary(version),
+        "lastModified": version.created_at,
+        "private": False,
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [],
+        "siblings": [
+            {"rfilename": file.path, "size": file.bytes, "sha256": file.sha256}
+            for file in version.files
+        ],
+        "versions": [
+            {"version": one.number, "digest": one.digest, "createdAt": one.created_at}
+            for one in versions
+        ],
+    }

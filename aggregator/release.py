@@ -1,0 +1,271 @@
+"""Builds a release from a finished run, signs it, and publishes it.
+
+Everything the manifest lists follows from the contract, the pairs and the result: equal runs give
+equal bytes and so one digest. Blobs are stored first and the catalog's row last, so a version is
+absent or complete. Publishing the same content again returns the version it already has.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+from rfc8785 import CanonicalizationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from aggregator.card import LICENSE, Utility, card, provenance
+from aggregator.catalog import Catalog, StoredFile, Version
+from aggregator.contact_sheet import contact_sheet
+from aggregator.home import AggregatorHome
+from aggregator.store import BlobStore
+from shared.contract import RunContract, canonical_json, explain
+from shared.release.client import NAMESPACE
+from shared.release.keys import read_private_key
+from shared.release.manifest import (
+    MANIFEST,
+    MANIFEST_SIGNATURE,
+    SUMS,
+    VERSION,
+    VERSION_SIGNATURE,
+    manifest_bytes,
+    sha256,
+    sign,
+    sums_bytes,
+    version_bytes,
+)
+
+PAIRS, PARQUET, SHEET = "pairs.safetensors", "pairs.parquet", "contact-sheet.png"
+CARD, PROVENANCE = "README.md", "provenance.json"
+
+FloatArray = NDArray[np.float32]
+
+
+class PublishError(ValueError):
+    """A run that cannot be published; the text says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published version."""
+
+    name: str
+    version: int
+    digest: str
+    """SHA-256 (hex) of MANIFEST.json."""
+    url: str
+
+
+def publish_run(
+    *,
+    home: Path,
+    contract: RunContract,
+    pairs: Path,
+    result: Mapping[str, Any],
+    utility: Mapping[str, Any] | None,
+) -> Release:
+    """Publishes a finished run from its ``pairs.safetensors`` and ``result.json``.
+
+    Raises ``PublishError`` where the run's output is not fit to publish, ``ReleaseError`` where the
+    signing key cannot be read.
+    """
+    place = AggregatorHome(home)
+    key = read_private_key(place.release_key)
+    lq, hq = read_pairs(pairs, contract=contract)
+    files = build_files(contract=contract, lq=lq, hq=hq, result=result, utility=utility)
+    version = publish(home=home, contract=contract, files=files, key=key)
+    address = f"{place.api_url}/api/datasets/{NAMESPACE}/{version.name}"
+    return Release(
+        name=version.name,
+        version=version.number,
+        digest=version.digest,
+        url=f"{address}/revision/v{version.number}",
+    )
+
+
+def read_pairs(path: Path, *, contract: RunContract) -> tuple[FloatArray, FloatArray]:
+    """The run's ``lq`` and ``hq``, (N, 1, S, S) each; raises ``PublishError`` on anything else."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise PublishError(f"{path.name} cannot be read ({error})") from None
+    if set(tensors) != {"lq", "hq"}:
+        raise PublishError(f"{path.name} must hold lq and hq, it holds {sorted(tensors)}")
+    lq, hq = tensors["lq"], tensors["hq"]
+    size = contract.task.size_px
+    for name, images in (("lq", lq), ("hq", hq)):
+        if images.dtype != np.float32 or images.shape[1:] != (1, size, size) or not len(images):
+            raise PublishError(
+                f"{name} is {images.dtype} {images.shape}, not float32 (N, 1, {size}, {size})"
+            )
+        if not np.isfinite(images).all():
+            raise PublishError(f"{name} has values that are not finite")
+    if lq.shape != hq.shape:
+        raise PublishError(f"lq {lq.shape} and hq {hq.shape} differ in shape")
+    return lq, hq
+
+
+def build_files(
+    *,
+    contract: RunContract,
+    lq: FloatArray,
+    hq: FloatArray,
+    result: Mapping[str, Any],
+    utility: Mapping[str, Any] | None,
+) -> dict[str, bytes]:
+    """The data files of a release by name; a pure function of its arguments.
+
+    Of ``result`` the number of sites, the rounds and the prior's ``provenance`` are published; the
+    sites' names, the times and the memory are not.
+    """
+    try:
+        measured = None if utility is None else Utility.model_validate(utility)
+        facts = provenance(
+            contract=contract,
+            pairs=len(hq),
+            sites=len(result["sites"]),
+            rounds=result["rounds"],
+            prior=result.get("provenance", {}),
+            utility=measured,
+        )
+        facts_json = canonical_json(facts)
+    except ValidationError as error:
+        raise PublishError(f"utility: {explain(error)}") from None
+    except KeyError as error:
+        raise PublishError(f"result.json lacks {error}") from None
+    except CanonicalizationError as error:
+        raise PublishError(f"result.json holds what JSON cannot say ({error})") from None
+    task = contract.task
+    title = f"{NAMESPACE}/{contract.name} · {task.name}, {task.size_px} px"
+    return {
+        CARD: card(contract=contract, provenance=facts, utility=measured).encode("utf-8"),
+        PROVENANCE: facts_json,
+        PAIRS: _safetensors(contract, lq, hq),
+        PARQUET: _parquet(contract, lq, hq),
+        SHEET: contact_sheet(
+            title=title, lq=lq, hq=hq, low_hu=task.window_low_hu, high_hu=task.window_high_hu
+        ),
+    }
+
+
+def publish(
+    *, home: Path, contract: RunContract, files: Mapping[str, bytes], key: Ed25519PrivateKey
+) -> Version:
+    """Signs ``files`` and adds them to the catalog, or returns the version they already are."""
+    manifest = manifest_bytes(
+        name=contract.name,
+        contract_digest=contract.digest(),
+        license=LICENSE,
+        files=dict(files),
+    )
+    store = BlobStore(home / "blobs")
+
+    def store_files(number: int) -> list[StoredFile]:
+        version = version_bytes(
+            namespace=NAMESPACE,
+            name=contract.name,
+            number=number,
+            manifest=manifest,
+            key=key.public_key(),
+        )
+        contents = {
+            **files,
+            MANIFEST: manifest,
+            MANIFEST_SIGNATURE: sign(manifest, key),
+            VERSION: version,
+            VERSION_SIGNATURE: sign(version, key),
+            SUMS: sums_bytes(manifest),
+        }
+        return [
+            StoredFile(path=path, bytes=len(content), sha256=store.put(content))
+            for path, content in contents.items()
+        ]
+
+    catalog = Catalog(home / "catalog.sqlite")
+    try:
+        return catalog.publish(
+            namespace=NAMESPACE,
+            name=contract.name,
+            digest=sha256(manifest),
+            summary={
+                "task": contract.task.name,
+                "size_px": contract.task.size_px,
+                "license": LICENSE,
+                "contract_digest": contract.digest(),
+                "dp": None,
+            },
+            files=store_files,
+        )
+    finally:
+        catalog.close()
+
+
+def _safetensors(contract: RunContract, lq: FloatArray, hq: FloatArray) -> bytes:
+    # One metadata key alone: the library writes several in no fixed order.
+    about = canonical_json(
+        {
+            "contract_digest": contract.digest(),
+            "task": contract.task.name,
+            "window_high_hu": contract.task.window_high_hu,
+            "window_low_hu": contract.task.window_low_hu,
+        }
+    )
+    tensors = {"lq": np.ascontiguousarray(lq), "hq": np.ascontiguousarray(hq)}
+    return save(tensors, metadata={"fedstill": about.decode("utf-8")})
+
+
+def _parquet(contract: RunContract, lq: FloatArray, hq: FloatArray) -> bytes:
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    value = {"_type": "Value"}
+    features = {
+        "id": {"dtype": "string", **value},
+        "task": {"dtype": "string", **value},
+        "lq": {"_type": "Image"},
+        "hq": {"_type": "Image"},
+        "window_low_hu": {"dtype": "float64", **value},
+        "window_high_hu": {"dtype": "float64", **value},
+    }
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("task", pa.string()),
+            ("lq", image),
+            ("hq", image),
+            ("window_low_hu", pa.float64()),
+            ("window_high_hu", pa.float64()),
+        ],
+        # What Hugging Face's `datasets` reads to show the two columns as images.
+        metadata={"huggingface": canonical_json({"info": {"features": features}})},
+    )
+    task = contract.task
+    rows = [
+        {
+            "id": f"pair-{index:04d}",
+            "task": task.name,
+            "lq": {"bytes": _png16(lq[index, 0]), "path": f"pair-{index:04d}-lq.png"},
+            "hq": {"bytes": _png16(hq[index, 0]), "path": f"pair-{index:04d}-hq.png"},
+            "window_low_hu": task.window_low_hu,
+            "window_high_hu": task.window_high_hu,
+        }
+        for index in range(len(hq))
+    ]
+    out = io.BytesIO()
+    table = pa.Table.from_pylist(rows, schema=schema)
+    pq.write_table(table, out, compression="none", use_dictionary=False)
+    return out.getvalue()
+
+
+def _png16(image: FloatArray) -> bytes:
+    """(H, W) in window units as a 16-bit grey PNG: 0 to 0, 1 to 65535, clipped."""
+    levels = np.rint(np.clip(image, 0, 1).astype(np.float64) * 65535).astype(np.uint16)
+    out = io.BytesIO()
+    Image.fromarray(levels).save(out, "PNG")
+    return out.getvalue()
