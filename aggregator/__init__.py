@@ -1,0 +1,1 @@
+"""What runs at the coordinator: distiller, Flower server app, releases and their HTTP API."""

@@ -1,0 +1,75 @@
+"""What the aggregator accepts from a site: the right form, finite, bounded, and about this question."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.contract import RunContract
+from shared.messages import (
+    FloatArray,
+    MessageError,
+    ProbeHeader,
+    RefusalHeader,
+    SummaryHeader,
+    decode,
+    patient_bucket,
+)
+
+NORM_TOLERANCE = 1.001
+"""Room for float32 rounding above the contract's clipping norm."""
+
+
+class Rejected(ValueError):
+    """An answer that is not used; the text names the reason and holds nothing the site wrote."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """An answer that may be banked."""
+
+    values: FloatArray  # (K, D)
+    patients_at_least: int
+
+
+def admit(
+    payload: bytes, *, site: str, request: ProbeHeader, request_digest: str, weights: FloatArray
+) -> Admitted:
+    """Checks a site's answer to a request with ``weights`` (K, D).
+
+    Raises ``Rejected`` naming the check that failed, or the site's own refusal code.
+    """
+    try:
+        message = decode(payload)
+    except MessageError:
+        raise Rejected("not a message of ours") from None
+    header = message.header
+    if isinstance(header, RefusalHeader):
+        raise Rejected(f"refused: {header.code} (incident {header.incident})")
+    if not isinstance(header, SummaryHeader):
+        raise Rejected(f"a {header.type} in place of a summary")
+    expected = {
+        "site": site,
+        "contract_digest": request.contract_digest,
+        "request_digest": request_digest,
+        "round": request.round,
+        "kind": request.kind,
+    }
+    for field, value in expected.items():
+        if getattr(header, field) != value:
+            raise Rejected(f"{field} is not that of the request")
+    if header.patients_at_least < patient_bucket(request.contract.min_patients):
+        raise Rejected("fewer patients than the contract's minimum")
+    values = message.arrays.get("values")
+    if set(message.arrays) != {"values"} or values is None or values.shape != weights.shape:
+        raise Rejected("values do not have the shape of the request")
+    if not np.isfinite(values).all():
+        raise Rejected("values are not finite")
+    limit = norm_limit(request.contract, kind=request.kind) * NORM_TOLERANCE
+    if np.linalg.norm(values.astype(np.float64), axis=1).max() > limit:
+        raise Rejected("values exceed the contract's clipping norm")
+    return Admitted(values=values, patients_at_least=header.patients_at_least)
+
+
+def norm_limit(contract: RunContract, *, kind: str) -> float:
+    """The L2 norm that no row of an honest answer exceeds."""
+    return contract.anchor.clip_norm if kind == "local-steps" else contract.probes.clip_norm

@@ -1,0 +1,1 @@
+"""The distiller: pure numerics, no files and no sockets."""

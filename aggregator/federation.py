@@ -1,0 +1,218 @@
+"""The round loop: ask, check, bank, distil, checkpoint; the same in Flower and in one process.
+
+A run is a folder. ``checkpoint.safetensors`` is replaced whole after every round; a run that goes on
+from it ends with the same pairs as one that was never stopped, because every random number follows from
+the contract's digest and the round, and a site repeats an answer it has given.
+"""
+
+import json
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from aggregator.admission import Admitted, Rejected, admit
+from aggregator.distill.distiller import Distiller
+from aggregator.distill.prior import PriorError, build_prior
+from aggregator.distill.schedule import ask_of_round
+from aggregator.progress import Journal, Phase
+from shared.contract import RunContract
+from shared.durable import write_durably
+from shared.messages import ProbeHeader, encode, payload_digest, probe_batch
+from shared.readers import ReaderError, read_images
+
+CHECKPOINT, PAIRS, RESULT, EVENTS = (
+    "checkpoint.safetensors",
+    "pairs.safetensors",
+    "result.json",
+    "events.jsonl",
+)
+QUORUM = 0.5
+"""Share of the sites that must answer a round with a summary that is admitted."""
+
+Exchange = Callable[[bytes, int], Mapping[str, bytes]]
+"""(request, round) -> answers by site; a site without an answer is absent."""
+
+
+class FederationError(RuntimeError):
+    """The run cannot go on; the text is safe to show and says what to do."""
+
+
+def federate(
+    *,
+    contract: RunContract,
+    sites: Sequence[str],
+    exchange: Exchange,
+    run: Path,
+    public: Path | None = None,
+) -> None:
+    """Works on a run until its pairs are written; returns at once where they are.
+
+    Args:
+        sites: names of the enrolled sites that are asked.
+        run: the run's folder, made if absent. Ends with ``pairs.safetensors`` (``lq`` and ``hq``,
+            (N, 1, S, S)) and ``result.json``.
+        public: folder of public images, where the contract's prior is public.
+
+    Raises:
+        FederationError: too few sites answered, the prior is missing, or the folder belongs to
+            another contract.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    if (run / RESULT).exists():
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    journal = Journal(run / EVENTS, rounds=contract.rounds)
+
+    def on_step(phase: str, done: int, total: int) -> None:
+        named: Phase = "public" if phase == "public" else "distil" if phase == "distil" else "probes"
+        journal.step(named, done, total)
+
+    distiller = Distiller(
+        contract, _prior(contract, public), device=device, on_step=on_step
+    )
+    ledger = _resume(run / CHECKPOINT, contract, distiller, sites)
+    _timed(ledger, "public", distiller.prepare)
+    _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
+    while not distiller.finished:
+        _round(contract, sites, exchange, distiller, journal, ledger)
+        _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
+    lq, hq = distiller.pairs()
+    write_durably(run / PAIRS, save({"lq": lq.contiguous(), "hq": hq.contiguous()}))
+    result = {
+        "contract_digest": contract.digest(),
+        "rounds": distiller.round,
+        "sites": ledger["sites"],
+        "seconds": {phase: round(seconds, 2) for phase, seconds in ledger["seconds"].items()},
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "provenance": ledger["provenance"],
+    }
+    write_durably(run / RESULT, json.dumps(result, indent=2).encode())
+    journal.step("done", contract.rounds, contract.rounds, "pairs are written")
+
+
+def _prior(contract: RunContract, public: Path | None) -> Any:
+    task = contract.task
+    images = None
+    try:
+        if public is not None:
+            patients = read_images(
+                public,
+                size_px=task.size_px,
+                low_hu=task.window_low_hu,
+                high_hu=task.window_high_hu,
+            )
+            images = torch.cat([torch.from_numpy(slices) for slices in patients])
+        return build_prior(contract, public=images)
+    except (PriorError, ReaderError) as error:
+        raise FederationError(str(error)) from None
+
+
+def _round(
+    contract: RunContract,
+    sites: Sequence[str],
+    exchange: Exchange,
+    distiller: Distiller,
+    journal: Journal,
+    ledger: dict[str, Any],
+) -> None:
+    number = distiller.round + 1
+    kind = ask_of_round(contract, number).kind
+    later = [ask_of_round(contract, n).kind for n in range(number + 1, contract.rounds + 1)]
+    journal.begin_round(
+        number, kind=kind, remaining={one: later.count(one) for one in set(later)}
+    )
+    phase: Phase = "anchor" if kind == "local-steps" else "probes"
+    ask, weights = _timed(ledger, phase, distiller.ask)
+    rows = weights.cpu().numpy()
+    request = probe_batch(
+        contract=contract, round=number, kind=ask.kind, network=ask.network, weights=rows
+    )
+    payload = encode(request)
+    journal.step(phase, 0, len(sites), f"asked {len(sites)} sites")
+    answers = _timed(ledger, f"sites-{phase}", lambda: exchange(payload, number))
+    assert isinstance(request.header, ProbeHeader)
+    admitted: dict[str, Admitted] = {}
+    problems: dict[str, str] = {}
+    for site in sites:
+        if site not in answers:
+            problems[site] = "no answer"
+            continue
+        try:
+            admitted[site] = admit(
+                answers[site],
+                site=site,
+                request=request.header,
+                request_digest=payload_digest(payload),
+                weights=rows,
+            )
+        except Rejected as reason:
+            problems[site] = str(reason)
+            continue
+        entry = ledger["sites"][site]
+        entry["releases"] += rows.shape[0]
+        entry["bytes_up"] += len(answers[site])
+        entry["bytes_down"] += len(payload)
+    told = "; ".join(f"{site}: {reason}" for site, reason in problems.items())
+    journal.step(phase, len(admitted), len(sites), told or f"{len(admitted)} summaries banked")
+    if len(admitted) < max(1, round(QUORUM * len(sites))):
+        raise FederationError(
+            f"round {number}: {len(admitted)} of {len(sites)} sites gave a usable summary ({told}); "
+            "mend the sites and launch the same contract again to go on from here"
+        )
+    names = [site for site in sites if site in admitted]
+    _timed(
+        ledger,
+        "distil" if phase == "probes" else phase,
+        lambda: distiller.absorb(
+            [torch.from_numpy(admitted[site].values) for site in names],
+            patients=[admitted[site].patients_at_least for site in names],
+        ),
+    )
+    journal.end_round()
+
+
+def _timed(ledger: dict[str, Any], phase: str, work: Callable[[], Any]) -> Any:
+    start = time.monotonic()
+    result = work()
+    seconds = ledger["seconds"]
+    seconds[phase] = seconds.get(phase, 0.0) + time.monotonic() - start
+    return result
+
+
+def _checkpoint(
+    file: Path, contract: RunContract, distiller: Distiller, ledger: dict[str, Any]
+) -> None:
+    metadata = {"contract_digest": contract.digest(), "ledger": json.dumps(ledger)}
+    write_durably(file, save(distiller.state(), metadata=metadata))
+
+
+def _resume(
+    file: Path, contract: RunContract, distiller: Distiller, sites: Sequence[str]
+) -> dict[str, Any]:
+    """Restores the distiller where there is a checkpoint; the counters of the run either way."""
+    ledger: dict[str, Any] = {
+        "seconds": {},
+        "sites": {site: {"releases": 0, "bytes_up": 0, "bytes_down": 0} for site in sites},
+        "provenance": distiller.provenance,
+    }
+    if not file.exists():
+        return ledger
+    try:
+        with safe_open(file, framework="pt") as checkpoint:
+            metadata = checkpoint.metadata()
+            if metadata["contract_digest"] != contract.digest():
+                raise FederationError(f"{file} belongs to another contract; use another run folder")
+            distiller.restore({name: checkpoint.get_tensor(name) for name in checkpoint.keys()})
+            restored: dict[str, Any] = json.loads(metadata["ledger"])
+    except (SafetensorError, KeyError, ValueError):
+        raise FederationError(
+            f"{file} cannot be read; move it away to start the run from its first round"
+        ) from None
+    restored["sites"] = {**ledger["sites"], **restored["sites"]}
+    return restored

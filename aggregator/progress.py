@@ -1,0 +1,77 @@
+"""The run's journal: what it is doing, how far it is, and how long it will still take.
+
+One JSON object a line in ``events.jsonl``; the launcher follows it. A line cut off by a crash is left
+out by its reader and ended by the next writer.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+Phase = Literal["public", "anchor", "probes", "distil", "done", "failed"]
+LEAST_INTERVAL_S = 0.3
+
+
+class Journal:
+    """Appends events; thins those that come faster than anyone can read."""
+
+    def __init__(
+        self, file: Path, *, rounds: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._file, self._rounds, self._clock = file, rounds, clock
+        self._round = 0
+        self._phase: str = ""
+        self._phase_start = clock()
+        self._last = float("-inf")
+        self._round_kind, self._round_start = "", clock()
+        self._took: dict[str, list[float]] = {}
+        self._remaining: dict[str, int] = {}
+
+    def begin_round(self, round: int, *, kind: str, remaining: dict[str, int]) -> None:
+        """A round starts; ``remaining`` counts the rounds after it by kind."""
+        self._round, self._round_kind, self._round_start = round, kind, self._clock()
+        self._remaining = dict(remaining)
+
+    def end_round(self) -> float:
+        """The round has ended; returns its seconds."""
+        seconds = self._clock() - self._round_start
+        self._took.setdefault(self._round_kind, []).append(seconds)
+        return seconds
+
+    def step(self, phase: Phase, done: int, total: int, message: str = "") -> None:
+        """Something went on; the first and last step of a phase are always written."""
+        now = self._clock()
+        if phase != self._phase:
+            self._phase, self._phase_start, self._last = phase, now, float("-inf")
+        if now - self._last < LEAST_INTERVAL_S and done < total and not message:
+            return
+        self._last = now
+        event = {
+            "time": time.time(),
+            "phase": phase,
+            "round": self._round,
+            "rounds": self._rounds,
+            "done": done,
+            "total": total,
+            "eta_s": self._eta_s(now, phase, done, total),
+            "message": message,
+        }
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def _eta_s(self, now: float, phase: Phase, done: int, total: int) -> float | None:
+        """Seconds to the end of the run, from rounds of the same kind; None while unknown."""
+        if phase in ("done", "failed"):
+            return 0.0
+        if phase == "public":
+            return None
+        everything = [seconds for times in self._took.values() for seconds in times]
+        if not everything:
+            return None
+        typical = {kind: sum(times) / len(times) for kind, times in self._took.items()}
+        fallback = sum(everything) / len(everything)
+        ahead = sum(n * typical.get(kind, fallback) for kind, n in self._remaining.items())
+        current = typical.get(self._round_kind, fallback) - (now - self._round_start)
+        return round(ahead + max(current, 0.0), 1)

@@ -1,0 +1,112 @@
+"""What a site computes on raw images: per-patient mean gradients, and descents of local steps.
+
+Pure: images and weights in, one array out. Nothing here reads a file or a socket.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shared.contract import Name, RunContract
+from shared.networks import apply_network, restoration_loss
+from shared.training import fit_pairs, noisy_pool
+
+POOL_DRAWS = 8
+"""Noise realisations of each slice that local steps sample from."""
+
+
+def request_seed(*parts: str | int) -> int:
+    """A 63-bit seed that depends on all parts and on nothing else, on every platform."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def clip(vector: Tensor, *, norm: float) -> Tensor:
+    """``vector`` scaled down to L2 norm at most ``norm``; zeros where it is not finite."""
+    if not bool(torch.isfinite(vector).all()):
+        return torch.zeros_like(vector)
+    return vector * torch.clamp(norm / vector.norm().clamp_min(1e-30), max=1.0)
+
+
+def patient_gradient(
+    *, contract: RunContract, network: Name, weights: Tensor, lq: Tensor, hq: Tensor
+) -> Tensor:
+    """Gradient (D,) of the mean loss over one patient's slices, (n, 1, S, S) each, at ``weights``."""
+    leaf = weights.detach().clone().requires_grad_(True)
+    description = contract.network(network)
+    for inputs, targets in zip(lq.split(8), hq.split(8), strict=True):
+        loss = restoration_loss(apply_network(description, leaf, inputs), targets)
+        (loss * (inputs.shape[0] / lq.shape[0])).backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def cohort_gradients(
+    *,
+    contract: RunContract,
+    network: Name,
+    weights: Tensor,
+    patients: Sequence[Tensor],
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """Mean over patients of their clipped mean gradients, at each of ``weights`` (K, D): (K, D).
+
+    ``patients`` are (n_i, 1, S, S) in window units. Every patient counts the same, however many slices
+    it has, and moves the mean by at most ``2 * probes.clip_norm / patients``. Raises ``ValueError`` on no
+    patients.
+    """
+    if not patients:
+        raise ValueError("a cohort needs at least one patient")
+    total = torch.zeros_like(weights, device=device)
+    for number, slices in enumerate(patients):
+        hq = slices.to(device)
+        draws = contract.probes.draws
+        lq = noisy_pool(contract.task, hq, draws=draws, seed=request_seed(seed, number))
+        repeated = hq.repeat(draws, 1, 1, 1)
+        for row, theta in enumerate(weights.to(device)):
+            gradient = patient_gradient(
+                contract=contract, network=network, weights=theta, lq=lq, hq=repeated
+            )
+            total[row] += clip(gradient, norm=contract.probes.clip_norm)
+    return total / len(patients)
+
+
+def local_descent(
+    *,
+    contract: RunContract,
+    network: Name,
+    weights: Tensor,
+    patients: Sequence[Tensor],
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """``weights`` (D,) minus the weights after ``local_steps`` steps on the cohort: (D,), clipped.
+
+    The accumulated gradient of E local steps, as each step's optimiser scaled it (Adam, cosine).
+    Slices are weighted so that every patient is seen equally often. Raises ``ValueError`` on no
+    patients.
+    """
+    if not patients:
+        raise ValueError("a cohort needs at least one patient")
+    plan = contract.anchor
+    # Each patient contributes the same number of slices to the pool, by repetition.
+    most = min(max(len(slices) for slices in patients), 8)
+    picked = [slices[torch.arange(most) % len(slices)] for slices in patients]
+    hq = torch.cat(picked).to(device)
+    lq = noisy_pool(contract.task, hq, draws=POOL_DRAWS, seed=seed)
+    after = fit_pairs(
+        lq=lq,
+        hq=hq,
+        network=contract.network(network),
+        steps=plan.local_steps,
+        seed=seed,
+        device=device,
+        start=weights,
+        learning_rate=plan.learning_rate,
+        batch=plan.batch,
+        crop_px=plan.crop_px,
+    )
+    return clip(weights.to(device) - after, norm=plan.clip_norm)

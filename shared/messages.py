@@ -1,0 +1,200 @@
+"""Messages between aggregator and gradient worker, and their codec.
+
+Wire format: one safetensors file. Its metadata holds one key, ``fedstill``, with the canonical JSON of
+the header; its tensors are float32 arrays. No pickle, no code, no other type can be expressed. numpy
+alone is needed to read one, so that the Flower client process stays free of torch.
+"""
+
+import hashlib
+import json
+import struct
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from shared.contract import Frozen, Name, RunContract, Slug, canonical_json
+
+FloatArray = NDArray[np.float32]
+MAX_BYTES = 256 * 2**20
+"""Largest message accepted, bytes."""
+MAX_HEADER_BYTES = 1 * 2**20
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class MessageError(ValueError):
+    """Bytes that are not a message of ours; the text never repeats their content."""
+
+
+class RefusalCode(StrEnum):
+    """Why a site did not answer with a summary. The text of an exception never leaves a site."""
+
+    MALFORMED = "malformed"  # not a message of ours
+    UNKNOWN_KIND = "unknown-kind"  # a message a site does not answer
+    DIGEST_MISMATCH = "digest-mismatch"  # header and contract disagree
+    POLICY = "policy"  # the site's own limits forbid the contract
+    TOO_FEW_PATIENTS = "too-few-patients"
+    BAD_WEIGHTS = "bad-weights"  # wrong shape, type, or not finite
+    ROUND_REUSED = "round-reused"  # another request under a round already answered
+    NO_COHORT = "no-cohort"  # nothing indexed yet
+    WORKER_UNREACHABLE = "worker-unreachable"
+    INTERNAL = "internal"  # see the site's log under the incident id
+
+
+class ProbeHeader(Frozen):
+    """Aggregator to site: gradients at K weights, or the accumulated gradient of E local steps."""
+
+    type: Literal["probe-batch"] = "probe-batch"
+    contract: RunContract
+    contract_digest: Digest
+    round: int = Field(ge=1, le=10_000)
+    kind: Literal["gradients", "local-steps"]
+    network: Name
+
+
+class SummaryHeader(Frozen):
+    """Site to aggregator: the answer at the contract's granularity."""
+
+    type: Literal["summary"] = "summary"
+    contract_digest: Digest
+    request_digest: Digest
+    round: int = Field(ge=1, le=10_000)
+    kind: Literal["gradients", "local-steps"]
+    site: Slug
+    patients_at_least: int = Field(ge=1, description="patients behind it, rounded down to a bucket")
+    seconds: float = Field(ge=0, description="time the worker spent")
+
+
+class RefusalHeader(Frozen):
+    """Site to aggregator: no summary, a code, and an incident id to quote to the hospital."""
+
+    type: Literal["refusal"] = "refusal"
+    site: Slug
+    code: RefusalCode
+    incident: str = Field(pattern=r"^[0-9a-f]{12}$")
+
+
+class StatusQueryHeader(Frozen):
+    """Local question to the worker: are you ready?"""
+
+    type: Literal["status-query"] = "status-query"
+
+
+class StatusHeader(Frozen):
+    """The worker's answer: what it would work with. Carries no identifier."""
+
+    type: Literal["status"] = "status"
+    site: Slug
+    version: str
+    device: str
+    ready: bool
+    patients_at_least: int = Field(ge=0)
+    answered: int = Field(ge=0, description="requests answered with a summary so far")
+
+
+Header = ProbeHeader | SummaryHeader | RefusalHeader | StatusQueryHeader | StatusHeader
+_HEADER: TypeAdapter[Header] = TypeAdapter(Annotated[Header, Field(discriminator="type")])
+
+
+class Message(Frozen):
+    """A header and its arrays.
+
+    ``probe-batch`` carries ``weights`` (K, D); ``summary`` carries ``values`` (K, D), row k the
+    cohort's mean gradient at ``weights[k]``, or with local steps the mean descent
+    ``weights - weights after E steps``; the others carry nothing.
+    """
+
+    model_config = {**Frozen.model_config, "arbitrary_types_allowed": True}
+
+    header: Annotated[Header, Field(discriminator="type")]
+    arrays: dict[str, Any] = Field(default_factory=dict)
+
+
+
+PATIENT_BUCKETS = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+def patient_bucket(patients: int) -> int:
+    """The largest bucket not above ``patients``: exact counts never leave a site."""
+    return max(bucket for bucket in PATIENT_BUCKETS if bucket <= max(patients, 0))
+
+
+def encode(message: Message) -> bytes:
+    """Serialises a message.
+
+    Raises ``MessageError`` where an array is not float32, or the result would be too large.
+    """
+    arrays = {}
+    for name, array in message.arrays.items():
+        if array.dtype != np.float32:
+            raise MessageError(f"array {name} is {array.dtype}, not float32")
+        arrays[name] = np.ascontiguousarray(array)
+    header = canonical_json(message.header.model_dump(mode="json")).decode("utf-8")
+    payload = save(arrays, metadata={"fedstill": header})
+    if len(payload) > MAX_BYTES:
+        raise MessageError(f"message of {len(payload)} bytes exceeds {MAX_BYTES}")
+    return payload
+
+
+def decode(payload: bytes) -> Message:
+    """Reads a message.
+
+    Raises ``MessageError`` on anything that is not one; never repeats what it read.
+    """
+    if len(payload) > MAX_BYTES:
+        raise MessageError(f"message of {len(payload)} bytes exceeds {MAX_BYTES}")
+    header = _read_header(payload)
+    try:
+        arrays = load(payload)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
+        raise MessageError("tensors are malformed") from None
+    for name, array in arrays.items():
+        if name not in ("weights", "values") or array.dtype != np.float32:
+            raise MessageError("an array has an unknown name or is not float32")
+    return Message(header=header, arrays=dict(arrays))
+
+
+def _read_header(payload: bytes) -> Header:
+    if len(payload) < 8:
+        raise MessageError("message is truncated")
+    (length,) = struct.unpack("<Q", payload[:8])
+    if length > min(MAX_HEADER_BYTES, len(payload) - 8):
+        raise MessageError("header is truncated or too large")
+    try:
+        document = json.loads(payload[8 : 8 + length])
+        return _HEADER.validate_json(document["__metadata__"]["fedstill"])
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
+        raise MessageError("header is malformed") from None
+
+
+def payload_digest(payload: bytes) -> str:
+    """SHA-256 (hex) of an encoded message."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+def probe_batch(
+    *,
+    contract: RunContract,
+    round: int,
+    kind: Literal["gradients", "local-steps"],
+    network: Name,
+    weights: FloatArray,
+) -> Message:
+    """A request for ``weights`` of shape (K, D)."""
+    header = ProbeHeader(
+        contract=contract,
+        contract_digest=contract.digest(),
+        round=round,
+        kind=kind,
+        network=network,
+    )
+    return Message(header=header, arrays={"weights": weights})
+
+
+def refusal(*, site: str, code: RefusalCode, incident: str) -> Message:
+    """A typed refusal."""
+    return Message(header=RefusalHeader(site=site, code=code, incident=incident))

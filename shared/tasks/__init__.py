@@ -1,0 +1,1 @@
+"""Degradation operators: one physical task a module, differentiable and seeded."""

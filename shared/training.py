@@ -1,0 +1,146 @@
+"""Fitting an enhancement network to pairs, and scoring it on patients.
+
+One recipe for every party and every arm of a comparison: Adam with a cosine to zero, random crops,
+the eight dihedral transforms, mean squared error. Everything random follows from the seed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shared.contract import CtDenoise, Residual
+from shared.images import psnr_db, ssim
+from shared.networks import apply_network, initial_weights, restoration_loss
+from shared.tasks import ct_denoise
+
+BATCH = 8
+CROP_PX = 48
+LEARNING_RATE = 2e-3
+GRADIENT_CEILING = 1.0
+"""L2 norm above which a training step's gradient is scaled down: rescues a rare bad batch."""
+
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Image quality on held-out patients: one value a patient, the mean over its slices."""
+
+    psnr_db: list[float]
+    ssim: list[float]
+
+
+def noisy_pool(task: CtDenoise, hq: Tensor, *, draws: int, seed: int) -> Tensor:
+    """``draws`` degraded versions of ``hq`` (N, 1, S, S): (draws * N, 1, S, S), draw-major.
+
+    Each slice is projected once; a training that sees a pool of eight or more realisations ends where
+    one with fresh noise does, for a fraction of the time.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for chunk in hq.split(16):
+        level = ct_denoise.dose(task, chunk)
+        noise = [ct_denoise.draw(task, level, generator=generator) for _ in range(draws)]
+        parts.append(torch.stack([chunk + one for one in noise]))
+    return torch.cat(parts, dim=1).flatten(0, 1)
+
+
+def sample_batch(
+    lq: Tensor, hq: Tensor, *, batch: int, crop_px: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Random crops of random pairs under random dihedral transforms: two (batch, 1, c, c).
+
+    ``lq`` and ``hq`` are (M, 1, S, S); ``hq`` may be shorter, when ``lq`` repeats it draw-major.
+    """
+    count, size = lq.shape[0], lq.shape[-1]
+    crop = min(crop_px, size)
+    picks = torch.randint(count, (batch,), generator=generator).tolist()
+    corners = torch.randint(size - crop + 1, (batch, 2), generator=generator).tolist()
+    turns = torch.randint(8, (batch,), generator=generator).tolist()
+    inputs, targets = [], []
+    for pick, (row, column), turn in zip(picks, corners, turns, strict=True):
+        for source, index, out in ((lq, pick, inputs), (hq, pick % hq.shape[0], targets)):
+            patch = source[index, :, row : row + crop, column : column + crop]
+            out.append(dihedral(patch, turn))
+    return torch.stack(inputs), torch.stack(targets)
+
+
+def dihedral(image: Tensor, turn: int) -> Tensor:
+    """One of the eight symmetries of the square applied to (..., H, W); ``turn`` in 0..7."""
+    turned = torch.rot90(image, turn % 4, dims=(-2, -1))
+    return turned.flip(-1) if turn >= 4 else turned
+
+
+def fit_pairs(
+    *,
+    lq: Tensor,
+    hq: Tensor,
+    network: Residual,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    start: Tensor | None = None,
+    learning_rate: float = LEARNING_RATE,
+    batch: int = BATCH,
+    crop_px: int = CROP_PX,
+    checkpoints: Sequence[int] = (),
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Trains ``network`` on pairs (M, 1, S, S) and returns its flat weights (D,), on ``device``.
+
+    With ``checkpoints`` (ascending numbers of steps, the last at most ``steps``) the weights after
+    each are returned instead, (len, D). ``start`` replaces the initial weights of ``seed``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = initial_weights(network, seed=seed) if start is None else start
+    weights = weights.detach().clone().to(device).requires_grad_(True)
+    lq, hq = lq.to(device), hq.to(device)
+    optimiser = torch.optim.Adam([weights], lr=learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=max(steps, 1))
+    kept = [weights.detach().clone() for depth in checkpoints if depth == 0]
+    for step in range(1, steps + 1):
+        inputs, targets = sample_batch(lq, hq, batch=batch, crop_px=crop_px, generator=generator)
+        loss = restoration_loss(apply_network(network, weights, inputs), targets)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([weights], GRADIENT_CEILING)
+        optimiser.step()
+        schedule.step()
+        kept += [weights.detach().clone() for depth in checkpoints if depth == step]
+        if on_step is not None:
+            on_step(step, steps)
+    return torch.stack(kept) if checkpoints else weights.detach()
+
+
+def enhance(network: Residual, weights: Tensor, lq: Tensor) -> Tensor:
+    """``network`` applied to (N, 1, S, S) without a graph, a few slices at a time."""
+    with torch.no_grad():
+        return torch.cat([apply_network(network, weights, chunk) for chunk in lq.split(16)])
+
+
+def evaluate(
+    *,
+    weights: Tensor | None,
+    network: Residual,
+    patients: Sequence[Tensor],
+    task: CtDenoise,
+    seed: int,
+    device: torch.device,
+) -> Score:
+    """Scores ``weights`` (``None``: the degraded input untouched) on patients of (n_i, 1, S, S).
+
+    The degradation of a patient's slices follows from ``seed`` alone, so arms are comparable pairwise.
+    """
+    psnrs, ssims = [], []
+    for number, slices in enumerate(patients):
+        hq = slices.to(device)
+        lq = ct_denoise.degrade(task, hq, seed=seed + number)
+        output = lq if weights is None else enhance(network, weights.to(device), lq)
+        images, references = output[:, 0].cpu().numpy(), hq[:, 0].cpu().numpy()
+        pairs = list(zip(images, references, strict=True))
+        psnrs.append(sum(psnr_db(image, reference) for image, reference in pairs) / len(pairs))
+        ssims.append(sum(ssim(image, reference) for image, reference in pairs) / len(pairs))
+    return Score(psnr_db=psnrs, ssim=ssims)
