@@ -88,7 +88,7 @@ def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
         _accept(listener, respond, stop)
     log.info("stopped")
     if computing.locked():
-        # A computation cannot be interrupted; nothing of it was sent, and it starts anew when asked.
+        # A computation cannot be interrupted; none of it was sent, and it starts anew when asked.
         sys.stdout.flush()
         os._exit(0)
 
@@ -149,7 +149,7 @@ def _only_worker(home: Path) -> Iterator[None]:
 
 @contextmanager
 def _listener(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at ``path`` with mode 0600; what a killed worker left there is replaced."""
+    """A listening socket at ``path``, mode 0600, in place of what a killed worker left there."""
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         # From its first instant on nobody else may connect.
@@ -158,7 +158,8 @@ def _listener(path: Path) -> Iterator[socket.socket]:
             with socket_address(path) as address:
                 listener.bind(address)
         except OSError as error:
-            raise ServiceError(f"{path}: cannot listen there ({error.strerror or error})") from None
+            reason = error.strerror or error
+            raise ServiceError(f"{path}: cannot listen there ({reason})") from None
         finally:
             os.umask(before)
         listener.listen(MAX_CONNECTIONS)

@@ -36,7 +36,7 @@ class SiteSettings(Frozen):
         return self.home / "keys" / "flower"
 
     @property
-    def salt_path(self) -> Path:
+    def pseudonym_key_path(self) -> Path:
         """The key of the patients' pseudonyms; it never leaves the site."""
         return self.home / "keys" / "pseudonym.key"
 
@@ -91,10 +91,11 @@ def read_settings(home: Path) -> SiteSettings:
     try:
         return SiteSettings.model_validate({**document, "home": home})
     except ValidationError as error:
-        raise SettingsError(f"{path}: {_explain(error)}") from None
+        raise SettingsError(f"{path}: {explain_settings(error)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def explain_settings(error: ValidationError) -> str:
+    """One part a field: its dotted name and the fix."""
     parts = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         field = ".".join(str(part) for part in item["loc"])

@@ -4,8 +4,8 @@ How a request is answered:
 
 1. decode it; nothing that is not a message of ours goes further;
 2. contract and header agree on the digest; the site's policy allows contract and request;
-3. an answer given before under this contract and round goes out again, byte for byte; another request
-   under that round is refused;
+3. an answer given before under this contract and round goes out again, byte for byte; another
+   request under that round is refused;
 4. the cohort has enough patients, the weights have the network's size and are sane;
 5. compute, check the result, write it to the outbox, return it.
 
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.contract import RunContract
 from shared.gradients import cohort_gradients, local_descent, request_seed
 from shared.messages import (
     FloatArray,
@@ -214,14 +213,15 @@ def _values(header: ProbeHeader, weights: FloatArray, *, cohort: Cohort, site: s
             device=where,
         )[None]
     values: FloatArray = result.detach().to("cpu", torch.float32).numpy()
-    _check_result(values, weights.shape, contract)
+    plan = contract.probes if header.kind == "gradients" else contract.anchor
+    _check_result(values, shape=weights.shape, clip_norm=plan.clip_norm)
     return values
 
 
-def _check_result(values: FloatArray, shape: tuple[int, ...], contract: RunContract) -> None:
+def _check_result(values: FloatArray, *, shape: tuple[int, ...], clip_norm: float) -> None:
     if values.shape != shape or not bool(np.isfinite(values).all()):
         raise RuntimeError("the result has another shape, or is not finite")
-    if float(np.linalg.norm(values, axis=1).max()) > contract.clip_norm * _NORM_TOLERANCE:
+    if float(np.linalg.norm(values, axis=1).max()) > clip_norm * _NORM_TOLERANCE:
         raise RuntimeError("the result exceeds the contract's clip_norm")
 
 

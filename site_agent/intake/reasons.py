@@ -67,3 +67,13 @@ class IntakeReport:
             f"{self.patients} patients, {self.slices} slices from {self.files} files; "
             f"skipped: {reasons or 'none'}"
         )
+
+    def as_json(self) -> dict[str, object]:
+        """The counts, for machines."""
+        return {
+            "files": self.files,
+            "patients": self.patients,
+            "slices": self.slices,
+            "not_needed": self.not_needed,
+            "skipped": {reason.value: count for reason, count in sorted(self.skipped.items())},
+        }

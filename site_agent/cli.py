@@ -1,0 +1,229 @@
+"""``site-agent``: what a hospital runs."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shared.messages import Message, MessageError, StatusHeader, StatusQueryHeader, decode, encode
+from site_agent.cohort import CohortError, build_cohort
+from site_agent.enrolment import ENROLMENT_FILE, enrol, pseudonym_key
+from site_agent.frames import call
+from site_agent.settings import SettingsError, SiteSettings, read_settings
+
+STATUS_TIMEOUT_S = 10.0
+EXIT_FAILED = 1
+EXIT_NEEDS_A_FIX = 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=(
+        "Takes a hospital's images part in a study without letting them out.\n\n"
+        "Begin with `init`, hand enrolment.json to the aggregator, put its certificate into the "
+        "home, then `index` and `up`. Exit codes: 0 done, 1 failed, 2 something needs a fix first."
+    ),
+)
+
+Home = Annotated[
+    Path,
+    typer.Option(
+        "--home", envvar="FEDSTILL_SITE_HOME", help="The site's folder: settings, keys, cohort."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+DEFAULT_HOME = Path("site")
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Option(help="The site's name in the study: a-z, 0-9 and hyphens.")],
+    aggregator: Annotated[str, typer.Option(help="Where the aggregator listens, HOST:PORT.")],
+    images: Annotated[Path, typer.Option(help="Folder with the hospital's DICOM or NIfTI files.")],
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Make the site's home: settings to read through, its key, and enrolment.json to hand over.
+
+    Nothing secret is in enrolment.json. Keys stay in the home's folder `keys`, readable by this
+    user alone.
+    """
+    with _told():
+        settings = enrol(home=home, name=name, aggregator=aggregator, images=images)
+    print(f"made {settings.home}")
+    print(f"1. read through {settings.home / 'site.toml'}: what the site allows is your decision")
+    print(f"2. hand {settings.home / ENROLMENT_FILE} to the aggregator")
+    print(f"3. save the aggregator's certificate as {settings.ca_path}")
+    print("4. site-agent index, then site-agent up")
+
+
+@app.command()
+def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Read the image folder into the cohort that the worker computes on.
+
+    Files that cannot be used are counted by reason and stop nothing. The old cohort stays until
+    the new one is complete; a running worker takes the new one by itself.
+    """
+    from site_agent.intake import IntakeError, read_folder
+    from site_agent.intake.reasons import IntakeReport
+
+    with _told(IntakeError, interrupted="Nothing was changed."):
+        settings = read_settings(home)
+        with _progress() as on_progress:
+            report = IntakeReport(on_progress=on_progress)
+            patients = read_folder(
+                settings.images,
+                pseudonym_key=pseudonym_key(settings),
+                slices_per_patient=settings.slices_per_patient,
+                report=report,
+            )
+            try:
+                build_cohort(settings.cohort_path, patients)
+            except CohortError as error:
+                raise CohortError(f"{error} ({report.summary()})") from None
+    if as_json:
+        print(json.dumps(report.as_json()))
+        return
+    print(report.summary())
+    if report.not_needed:
+        print(f"{report.not_needed} more slices were good but not needed")
+    if report.patients < settings.policy.min_patients:
+        print(
+            f"The site's policy wants {settings.policy.min_patients} patients: "
+            "requests will be refused."
+        )
+
+
+@app.command()
+def worker(home: Home = DEFAULT_HOME) -> None:
+    """Answer requests on the home's Unix socket, until stopped. Uses no network.
+
+    FEDSTILL_THREADS limits the threads. What goes wrong is in the home's logs/worker.log, under
+    the incident id that the aggregator was told.
+    """
+    from site_agent.service import ServiceError, serve
+
+    with _told(ServiceError):
+        serve(read_settings(home), say=_say)
+
+
+@app.command()
+def connect(home: Home = DEFAULT_HOME) -> None:
+    """Connect the site to the aggregator, and stay connected. Reads no image."""
+    with _told():
+        settings = read_settings(home)
+        from site_agent.supernode import connect as connect_site
+
+        raise typer.Exit(connect_site(settings))
+
+
+@app.command()
+def up(home: Home = DEFAULT_HOME) -> None:
+    """Run worker and connect together, each started again when it fails. Stop with Ctrl-C."""
+    from site_agent.supervision import SupervisionError, keep_up
+
+    with _told(SupervisionError):
+        keep_up(read_settings(home), say=_say)
+
+
+@app.command()
+def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Ask the worker whether it is ready, and with what."""
+    with _told():
+        settings = read_settings(home)
+        header = _ask_status(settings)
+    if header is None:
+        if as_json:
+            print(json.dumps({"site": settings.name, "running": False}))
+        else:
+            print(
+                f"{settings.name}: no worker answers at {settings.socket_path}; "
+                "start one with `site-agent up`"
+            )
+        raise typer.Exit(EXIT_FAILED)
+    if as_json:
+        print(json.dumps({"running": True, **header.model_dump(mode="json", exclude={"type"})}))
+        return
+    print(f"{header.site}: {'ready' if header.ready else 'not ready: too few patients indexed'}")
+    print(f"  version {header.version}, {header.device}")
+    print(f"  patients: at least {header.patients_at_least}")
+    print(f"  answers given: {header.answered}")
+
+
+def _ask_status(settings: SiteSettings) -> StatusHeader | None:
+    try:
+        reply = call(
+            settings.socket_path,
+            encode(Message(header=StatusQueryHeader())),
+            timeout_s=STATUS_TIMEOUT_S,
+        )
+        header = decode(reply).header
+    except (OSError, MessageError):
+        return None
+    return header if isinstance(header, StatusHeader) else None
+
+
+@contextmanager
+def _told(*errors: type[Exception], interrupted: str = "Stopped.") -> Iterator[None]:
+    """Turns expected failures into a message and an exit code."""
+    expected = (SettingsError, CohortError, *errors)
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(interrupted, err=True)
+        raise typer.Exit(130) from None
+    except expected as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_NEEDS_A_FIX) from None
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"{place}{error.strerror or 'the system refused'}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+class _ProgressListener:
+    """Shows intake's stages on stderr; the screen never sees a file's name."""
+
+    names = {"list": "listing files", "headers": "reading headers", "pixels": "reading patients"}  # noqa: RUF012
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._stage = ""
+        self._task = progress.add_task("listing files", total=None)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._progress.reset(self._task, description=self.names[stage])
+            self._stage = stage
+        self._progress.update(self._task, completed=done, total=total or None)
+
+
+@contextmanager
+def _progress() -> Iterator[_ProgressListener]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        yield _ProgressListener(progress)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    """Entry point of the command ``site-agent``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

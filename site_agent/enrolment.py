@@ -1,0 +1,125 @@
+"""What a new site makes once: its settings, its key, and what it hands to the aggregator."""
+
+import json
+import secrets
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+)
+from pydantic import ValidationError
+
+from site_agent.policy import Policy
+from site_agent.settings import SETTINGS_FILE, SettingsError, SiteSettings, explain_settings
+from site_agent.storage import write_durably
+
+ENROLMENT_FILE = "enrolment.json"
+
+_TEMPLATE = """\
+# The settings of a fedstill site. Lines that begin with # show the default.
+
+# The site's name in the study: lower-case letters, digits and hyphens.
+name = {name}
+
+# Where the aggregator listens, HOST:PORT. The only address this site ever connects to.
+aggregator = {aggregator}
+
+# The folder with the hospital's images (DICOM or NIfTI), read by `site-agent index` alone.
+images = {images}
+
+# Slices kept of one patient, evenly spaced.
+# slices_per_patient = 32
+
+# What this site allows. A request beyond any of these limits is refused, whoever sends it.
+[policy]
+# Patients that must stand behind every summary that leaves.
+# min_patients = {min_patients}
+# Local optimiser steps one request may ask for.
+# max_local_steps = {max_local_steps}
+# Weight vectors (so: gradients) in one request.
+# max_probes = {max_probes}
+# Parameters of a contract's networks.
+# max_parameters = {max_parameters}
+# Tasks the site takes part in.
+# tasks = {tasks}
+# What a summary may stand for: "cohort" is the mean over the site's patients.
+# granularities = {granularities}
+"""
+
+
+def enrol(*, home: Path, name: str, aggregator: str, images: Path) -> SiteSettings:
+    """Writes ``site.toml``, the site's key, the pseudonym key and ``enrolment.json`` into ``home``.
+
+    Keys that are there already are kept, so that a run that was cut short can be repeated. Raises
+    ``SettingsError`` where the home has settings already or a value is not valid.
+    """
+    home = home.absolute()
+    if (home / SETTINGS_FILE).exists():
+        raise SettingsError(
+            f"{home / SETTINGS_FILE}: is there already; edit it, or choose another --home"
+        )
+    try:
+        settings = SiteSettings(
+            home=home, name=name, aggregator=aggregator, images=images.absolute()
+        )
+    except ValidationError as error:
+        raise SettingsError(explain_settings(error)) from None
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    public_key = _flower_key(settings)
+    pseudonym_key(settings)
+    enrolment = {"version": 1, "name": name, "flower_public_key": public_key}
+    write_durably(
+        home / ENROLMENT_FILE, json.dumps(enrolment, indent=2).encode() + b"\n", mode=0o644
+    )
+    # Last: a home with settings is complete.
+    write_durably(home / SETTINGS_FILE, _settings_text(settings).encode())
+    return settings
+
+
+def pseudonym_key(settings: SiteSettings) -> bytes:
+    """The 32 bytes under which patients become pseudonyms; made at first use, mode 0600.
+
+    Raises ``SettingsError`` where the file has been damaged.
+    """
+    path = settings.pseudonym_key_path
+    if not path.exists():
+        write_durably(path, secrets.token_bytes(32))
+    key = path.read_bytes()
+    if len(key) != 32:
+        raise SettingsError(f"{path}: does not hold 32 bytes; remove it and index again")
+    return key
+
+
+def _flower_key(settings: SiteSettings) -> str:
+    """Makes the site's ECDSA P-384 key unless it is there; gives the public OpenSSH line."""
+    path = settings.key_path
+    if not path.exists():
+        fresh = ec.generate_private_key(ec.SECP384R1())
+        write_durably(
+            path, fresh.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        )
+    try:
+        key = load_ssh_private_key(path.read_bytes(), password=None)
+    except ValueError:
+        raise SettingsError(f"{path}: is not an OpenSSH key; remove it and try again") from None
+    line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    write_durably(path.with_suffix(".pub"), f"{line} {settings.name}\n".encode(), mode=0o644)
+    return line
+
+
+def _settings_text(settings: SiteSettings) -> str:
+    policy = Policy()
+    return _TEMPLATE.format(
+        # A JSON string is a TOML string.
+        name=json.dumps(settings.name),
+        aggregator=json.dumps(settings.aggregator),
+        images=json.dumps(str(settings.images), ensure_ascii=False),
+        **policy.model_dump(exclude={"tasks", "granularities"}),
+        tasks=json.dumps(policy.tasks),
+        granularities=json.dumps(policy.granularities),
+    )
