@@ -1,0 +1,198 @@
+"""The ``aggregator`` command: init, up, site add, launch, simulate."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError, create_home
+from shared.contract import ContractError, read_contract
+
+app = typer.Typer(
+    help="The coordinator's side of fedstill: enrols sites, distils with them, publishes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+site = typer.Typer(help="The hospitals that take part.", no_args_is_help=True)
+app.add_typer(site, name="site")
+
+Home = Annotated[
+    Path,
+    typer.Option(envvar=HOME_VARIABLE, help="Folder with everything the aggregator keeps."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
+DEFAULT_HOME = Path("aggregator-home")
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+@app.command()
+def init(
+    home: Home = DEFAULT_HOME,
+    public_name: Annotated[
+        str | None, typer.Option(help="Name or IP address the sites reach this machine under.")
+    ] = None,
+    superlink_port: Annotated[
+        int | None, typer.Option(help="Loopback port of the SuperLink (never public).")
+    ] = None,
+    api_host: Annotated[
+        str | None, typer.Option(help="Address the release API listens on.")
+    ] = None,
+    api_port: Annotated[int | None, typer.Option(help="Port of the release API.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Creates the home: settings, own CA, server certificate, release key. Safe to repeat."""
+    given = {
+        "public_name": public_name,
+        "superlink_port": superlink_port,
+        "api_host": api_host,
+        "api_port": api_port,
+    }
+    with _clear_errors():
+        made = create_home(home, {name: value for name, value in given.items() if value})
+    settings = made.settings
+    document = {
+        "home": str(made.root),
+        "ca": str(made.tls / "ca.crt"),
+        "superlink": f"{settings.public_name}:{settings.superlink_port}",
+        "api": made.api_url,
+        "release_key": str(made.release_key.with_suffix(".pub")),
+    }
+    if as_json:
+        typer.echo(json.dumps(document))
+        return
+    typer.echo(
+        f"Aggregator home {made.root}\n"
+        f"  give each site:  {document['ca']}  and the address  {document['superlink']}\n"
+        f"  give researchers: {document['release_key']}\n"
+        f"Next: `aggregator up --home {home}`, then `aggregator site add ENROLMENT.json`."
+    )
+
+
+@app.command()
+def up(home: Home = DEFAULT_HOME) -> None:
+    """Runs the SuperLink and the release API until Ctrl-C, and starts them again if they end."""
+    with _clear_errors():
+        from aggregator.services import run_services
+
+        code = run_services(
+            create_home(_existing(home).root, {}), say=lambda text: typer.echo(text)
+        )
+    raise typer.Exit(code)
+
+
+@site.command("add")
+def add_site(
+    enrolment: Annotated[Path, typer.Argument(help="The enrolment.json a site handed over.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Enrols a site. Works whether or not the aggregator is up; safe to repeat."""
+    with _clear_errors():
+        from aggregator.enrolment import read_enrolment, record_site, register_sites
+        from aggregator.superlink import SuperLinkError, superlink
+
+        place = _existing(home)
+        read = read_enrolment(enrolment)
+        new = record_site(place, read)
+        try:
+            with superlink(place) as link:
+                register_sites(place, link)
+            registered = True
+        except SuperLinkError:
+            registered = False
+    document = {"name": read.name, "new": new, "registered": registered}
+    if as_json:
+        typer.echo(json.dumps(document))
+        return
+    typer.echo(
+        f"site {read.name} {'enrolled' if new else 'was enrolled already'}"
+        + ("" if registered else "; the SuperLink is not up and learns of it at `aggregator up`")
+    )
+
+
+@app.command()
+def launch(
+    contract: Annotated[Path, typer.Argument(help="The run's contract, TOML.")],
+    home: Home = DEFAULT_HOME,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option("--site", help="A site to ask; repeat. Without it: all enrolled."),
+    ] = None,
+    public: Annotated[
+        Path | None,
+        typer.Option(help="Folder of public volumes, for contracts with the public prior."),
+    ] = None,
+    wait_s: Annotated[
+        float, typer.Option(help="How long to wait for sites to come online, seconds.")
+    ] = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Distils with the sites and publishes a release.
+
+    The same contract again goes on with the same run: after the last round where it was stopped,
+    with publishing where it had finished. Ctrl-C stops watching, not the run.
+    """
+    with _clear_errors():
+        from aggregator.launch import launch_run
+
+        release = launch_run(
+            _existing(home),
+            read_contract(contract),
+            sites=sites or [],
+            public=public.resolve() if public else None,
+            wait_s=wait_s,
+            quiet=as_json,
+        )
+    if as_json:
+        typer.echo(json.dumps(release))
+        return
+    typer.echo(
+        f"published {release['name']} v{release['version']}\n"
+        f"  digest {release['digest']}\n  {release['url']}"
+    )
+
+
+def _existing(home: Path) -> AggregatorHome:
+    place = AggregatorHome(home.resolve())
+    _ = place.settings
+    return place
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Errors that a user can act on end as one message and exit code 1, never as a traceback."""
+    try:
+        yield
+    except (HomeError, ContractError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing is lost", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (RuntimeError, ValueError) as error:
+        if type(error).__module__.partition(".")[0] not in ("aggregator", "shared"):
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(EXIT_FAILED) from None
+
+
+def main() -> Any:
+    """Entry point. ``simulate`` brings torch and is loaded when it is asked for."""
+    if "simulate" in sys.argv[1:2] or "--help" in sys.argv[1:2] or len(sys.argv) == 1:
+        from aggregator.simulate import command
+
+        app.command("simulate")(command)
+    return app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The aggregator's home: one folder with settings, certificates, keys, sites, runs and releases."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from aggregator.certificates import ensure_certificates
+from aggregator.files import write_atomically
+from shared.contract import Frozen, explain
+from shared.release.keys import write_key_pair
+
+HOME_VARIABLE = "FEDSTILL_HOME"
+SETTINGS_FILE = "aggregator.toml"
+
+
+class HomeError(ValueError):
+    """A home that is missing or whose settings are not valid; names the field and the fix."""
+
+
+class AggregatorSettings(Frozen):
+    """``aggregator.toml``: the names and ports the aggregator is reached under."""
+
+    public_name: str = Field(
+        "localhost",
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$",
+        description="name or IPv4 address under which the sites reach the aggregator",
+    )
+    superlink_port: int = Field(
+        9443, ge=1, le=65535, description="loopback port of the SuperLink (TLS); never public"
+    )
+    api_host: str = Field("127.0.0.1", description="address the release API listens on")
+    api_port: int = Field(8080, ge=1, le=65535, description="port of the release API")
+
+
+@dataclass(frozen=True)
+class AggregatorHome:
+    """Where things lie below ``root``."""
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """``aggregator.toml``."""
+        return self.root / SETTINGS_FILE
+
+    @property
+    def tls(self) -> Path:
+        """The CA and the SuperLink's certificate."""
+        return self.root / "tls"
+
+    @property
+    def release_key(self) -> Path:
+        """The Ed25519 key that signs releases (PEM, mode 0600)."""
+        return self.root / "keys" / "release.key"
+
+    @property
+    def flower(self) -> Path:
+        """Flower's own folder: ``FLWR_HOME`` and the SuperLink's database."""
+        return self.root / "flower"
+
+    @property
+    def database(self) -> Path:
+        """The SuperLink's SQLite database."""
+        return self.flower / "superlink.db"
+
+    @property
+    def sites(self) -> Path:
+        """One JSON file per enrolled site."""
+        return self.root / "sites"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per run, named by the first 16 hex digits of its contract's digest."""
+        return self.root / "runs"
+
+    @property
+    def logs(self) -> Path:
+        """What the SuperLink and the API write."""
+        return self.root / "logs"
+
+    @cached_property
+    def settings(self) -> AggregatorSettings:
+        """The settings; raises ``HomeError``."""
+        return read_settings(self.settings_file)
+
+    @property
+    def superlink_address(self) -> str:
+        """``host:port`` of the SuperLink, as seen from this machine."""
+        return f"127.0.0.1:{self.settings.superlink_port}"
+
+    @property
+    def api_url(self) -> str:
+        """Where this machine reaches the release API."""
+        host = self.settings.api_host
+        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.settings.api_port}"
+
+    def run_folder(self, digest: str) -> Path:
+        """The folder of the run of a contract digest."""
+        return self.runs / digest[:16]
+
+
+def read_settings(path: Path) -> AggregatorSettings:
+    """Reads ``aggregator.toml``; raises ``HomeError`` naming the field and the fix."""
+    try:
+        return AggregatorSettings.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise HomeError(
+            f"{path} does not exist: run `aggregator init --home {path.parent}` first"
+        ) from None
+    except OSError as error:
+        raise HomeError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HomeError(f"{path}: is not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise HomeError(f"{path}: {explain(error)}") from None
+
+
+def create_home(root: Path, changes: dict[str, str | int]) -> AggregatorHome:
+    """Creates what is missing below ``root``; ``changes`` are settings to set. Safe to repeat.
+
+    Keys and certificates that exist are kept; the server certificate is renewed where it runs out
+    or the public name changed. Raises ``HomeError``.
+    """
+    home = AggregatorHome(root.resolve())
+    present: dict[str, str | int] = {}
+    if home.settings_file.exists():
+        present = read_settings(home.settings_file).model_dump()
+    try:
+        settings = AggregatorSettings.model_validate({**present, **changes})
+    except ValidationError as error:
+        raise HomeError(explain(error)) from None
+    try:
+        for folder in (home.root, home.tls, home.release_key.parent, home.flower, home.sites):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (home.runs, home.logs):
+            folder.mkdir(exist_ok=True, mode=0o700)
+        if settings.model_dump() != present:
+            write_atomically(home.settings_file, _toml(settings).encode())
+        ensure_certificates(home.tls, names=[settings.public_name])
+        if not home.release_key.exists():
+            write_key_pair(home.release_key, home.release_key.with_suffix(".pub"))
+    except OSError as error:
+        raise HomeError(f"{error.filename}: {error.strerror}") from None
+    return home
+
+
+def _toml(settings: AggregatorSettings) -> str:
+    lines = ["# Settings of the fedstill aggregator."]
+    for name, field in AggregatorSettings.model_fields.items():
+        value = getattr(settings, name)
+        lines.append(f"\n# {field.description}")
+        lines.append(f"{name} = {value}" if isinstance(value, int) else f'{name} = "{value}"')
+    return "\n".join(lines) + "\n"

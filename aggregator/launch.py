@@ -1,0 +1,161 @@
+"""`aggregator launch`: waits for the sites, submits, shows progress, publishes."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from aggregator.enrolment import enrolled_sites
+from aggregator.home import AggregatorHome
+from aggregator.runs import (
+    RunError,
+    is_finished,
+    prepare_run,
+    read_plan,
+    start_run,
+    wait_for_sites,
+    watch_run,
+)
+from aggregator.superlink import superlink
+from shared.contract import RunContract
+
+
+def launch_run(
+    home: AggregatorHome,
+    contract: RunContract,
+    *,
+    sites: Sequence[str],
+    public: Path | None,
+    wait_s: float,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Runs or resumes the contract and publishes; gives name, version, digest, url and run folder.
+
+    Progress goes to stderr. Raises ``RunError``, ``EnrolmentError`` or ``SuperLinkError``.
+    """
+    enrolled = [site.name for site in enrolled_sites(home)]
+    unknown = sorted(set(sites) - set(enrolled))
+    if unknown:
+        raise RunError(f"not enrolled: {', '.join(unknown)} (enrolled: {', '.join(enrolled)})")
+    planned = (home.run_folder(contract.digest()) / "plan.json").exists()
+    run = prepare_run(home, contract, sites=sites or ([] if planned else enrolled), public=public)
+    if not is_finished(run):
+        _distil(home, run, wait_s=wait_s, quiet=quiet)
+    return publish(home, run, contract)
+
+
+def _distil(home: AggregatorHome, run: Path, *, wait_s: float, quiet: bool) -> None:
+    display = Display(quiet=quiet)
+    with superlink(home) as link, display:
+        for missing in wait_for_sites(link, read_plan(run).sites, timeout_s=wait_s):
+            if missing:
+                display.say(f"waiting for {', '.join(missing)} to come online")
+        events = run / "events.jsonl"
+        from_byte = events.stat().st_size if events.exists() else 0
+        if start_run(link, run):
+            display.say("submitted")
+        else:
+            display.say("the run is on already: watching it")
+        for event in watch_run(run, link, from_byte=from_byte):
+            display.show(event)
+
+
+def publish(home: AggregatorHome, run: Path, contract: RunContract) -> dict[str, Any]:
+    """Publishes a finished run; the same run again gives the same version."""
+    from aggregator.release import publish_run
+
+    utility = run / "utility.json"
+    release = publish_run(
+        home=home.root,
+        contract=contract,
+        pairs=run / "pairs.safetensors",
+        result=json.loads((run / "result.json").read_bytes()),
+        utility=json.loads(utility.read_bytes()) if utility.exists() else None,
+    )
+    return {
+        "name": release.name,
+        "version": release.version,
+        "digest": release.digest,
+        "url": release.url,
+        "run": str(run),
+    }
+
+
+class Display:
+    """Phase, round and ETA: a bar on a terminal, one line a change elsewhere, nothing if quiet."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._last_line = ""
+        self._last_time = 0.0
+        self._bar: Progress | None = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[eta]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("waiting", total=1, eta="")
+
+    def __enter__(self) -> None:
+        (self._bar or nullcontext()).__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line, not repeated."""
+        if self._quiet or text == self._last_line:
+            return
+        self._last_line = text
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        else:
+            typer.echo(text, err=True)
+
+    def show(self, event: dict[str, Any]) -> None:
+        """One event of ``events.jsonl``."""
+        if self._quiet:
+            return
+        heading = describe(event)
+        eta = describe_eta(event.get("eta_s"))
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                description=heading,
+                completed=float(event.get("done") or 0),
+                total=float(event.get("total") or 1),
+                eta=eta,
+            )
+            return
+        # Without a terminal: a change of phase or round at once, steps every few seconds.
+        if heading != self._last_line or time.monotonic() - self._last_time > 5.0:
+            self._last_line, self._last_time = heading, time.monotonic()
+            typer.echo(f"{heading} {event.get('done')}/{event.get('total')} {eta}", err=True)
+
+
+def describe(event: dict[str, Any]) -> str:
+    """``phase round 2/6: message``."""
+    text = str(event.get("phase"))
+    if event.get("rounds"):
+        text += f" round {event.get('round')}/{event.get('rounds')}"
+    if event.get("message"):
+        text += f": {event['message']}"
+    return text
+
+
+def describe_eta(seconds: object) -> str:
+    """``about 1:05 left``, or nothing."""
+    if not isinstance(seconds, int | float):
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"about {minutes}:{rest:02d} left"

@@ -1,0 +1,237 @@
+"""Runs: one folder each, named by the contract's digest, so that the same contract is the same run.
+
+``contract.json``   what the sites agree to
+``plan.json``       which sites, where public volumes are, how long a round may take
+``events.jsonl``    progress, appended by the ServerApp
+``lock``            held by the ServerApp while it lives: the kernel lets go of it, however that ends
+``checkpoint.safetensors``, ``pairs.safetensors``, ``result.json``   of ``aggregator.federation``
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from aggregator.bundle import build_bundle
+from aggregator.files import write_atomically
+from aggregator.home import AggregatorHome
+from aggregator.superlink import SuperLink, SuperLinkError
+from shared.contract import Frozen, RunContract, Slug
+
+START_WITHIN_S = 90.0
+"""How long a submitted run may take until its ServerApp holds the lock."""
+POLL_S = 0.3
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or did not end well; the text says what to do."""
+
+
+class RunPlan(Frozen):
+    """What a run needs to know besides its contract."""
+
+    sites: tuple[Slug, ...] = Field(min_length=1)
+    public: Path | None = None
+    round_timeout_s: float = Field(3600.0, gt=0)
+
+
+def prepare_run(
+    home: AggregatorHome,
+    contract: RunContract,
+    *,
+    sites: Sequence[str],
+    public: Path | None,
+) -> Path:
+    """The run's folder, with its contract and plan. What a first launch planned, holds for the next.
+
+    ``sites`` empty and ``public`` None mean: as planned before. Raises ``RunError`` where they differ
+    from the plan, or there is no plan and no site.
+    """
+    run = home.run_folder(contract.digest())
+    present = read_plan(run) if (run / "plan.json").exists() else None
+    plan = RunPlan.model_construct(
+        sites=tuple(sorted(set(sites))) or (present.sites if present else ()),
+        public=public or (present.public if present else None),
+    )
+    if present is not None and (plan.sites, plan.public) != (present.sites, present.public):
+        raise RunError(
+            f"this contract was launched with sites {', '.join(present.sites)}"
+            f"{f' and --public {present.public}' if present.public else ''}: "
+            "launch it the same way, or change its seed for a new run"
+        )
+    if not plan.sites:
+        raise RunError("no site is enrolled: run `aggregator site add ENROLMENT.json` first")
+    if contract.prior == "public" and plan.public is None:
+        raise RunError('the contract says prior = "public": give the volumes with --public FOLDER')
+    if present is None:
+        run.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(run / "contract.json", contract.model_dump_json(indent=2).encode())
+        write_atomically(run / "plan.json", plan.model_dump_json(indent=2).encode())
+    return run
+
+
+def read_plan(run: Path) -> RunPlan:
+    """The run's plan; raises ``RunError``."""
+    try:
+        return RunPlan.model_validate_json((run / "plan.json").read_bytes())
+    except (OSError, ValidationError):
+        raise RunError(f"{run / 'plan.json'} is missing or damaged") from None
+
+
+def read_run_contract(run: Path) -> RunContract:
+    """The run's contract; raises ``RunError``."""
+    try:
+        contract = RunContract.model_validate_json((run / "contract.json").read_bytes())
+    except (OSError, ValidationError):
+        raise RunError(f"{run / 'contract.json'} is missing or damaged") from None
+    if contract.digest()[:16] != run.name:
+        raise RunError(f"{run / 'contract.json'} is not the contract of this run")
+    return contract
+
+
+@contextmanager
+def hold_run(run: Path, *, within_s: float = 10.0) -> Iterator[None]:
+    """Holds the run's lock: at most one process works on a run. Raises ``RunError``."""
+    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        deadline = time.monotonic() + within_s
+        while not _try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise RunError("another process works on this run already")
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(run: Path) -> bool:
+    """Whether a ServerApp works on the run right now."""
+    try:
+        descriptor = os.open(run / "lock", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the distilled pairs are there."""
+    return (run / "result.json").exists() and (run / "pairs.safetensors").exists()
+
+
+def start_run(link: SuperLink, run: Path) -> bool:
+    """Submits the run to Flower; gives False where a ServerApp works on it already.
+
+    A run of an earlier launch whose ServerApp died is stopped first. Raises ``SuperLinkError``.
+    """
+    if is_held(run):
+        return False
+    note = run / "flower-run"
+    if note.exists():
+        earlier = int(note.read_text())
+        if not link.has_ended(earlier):
+            link.stop(earlier)
+    bundle, digest = build_bundle()
+    started = link.start(bundle=bundle, digest=digest, config={"run": run.name})
+    write_atomically(note, str(started).encode())
+    return True
+
+
+def wait_for_sites(
+    link: SuperLink, sites: Sequence[str], *, timeout_s: float
+) -> Iterator[tuple[str, ...]]:
+    """Yields the sites still missing, about once a second, until all are online.
+
+    Raises ``RunError`` naming the missing ones after ``timeout_s``, ``SuperLinkError`` where the
+    SuperLink does not answer.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        online = {node.name for node in link.nodes() if node.online}
+        missing = tuple(site for site in sites if site not in online)
+        yield missing
+        if not missing:
+            return
+        if time.monotonic() >= deadline:
+            raise RunError(
+                f"not online after {timeout_s:.0f} s: {', '.join(missing)}; start `site-agent up` "
+                "there, or leave a site out with --site"
+            )
+        time.sleep(0.5)
+
+
+def watch_run(run: Path, link: SuperLink, *, from_byte: int) -> Iterator[dict[str, object]]:
+    """Yields the events after ``from_byte`` until the run has ended; returns where it finished.
+
+    Raises ``RunError`` where it failed or its ServerApp is gone: the text says so.
+    """
+    deadline = time.monotonic() + START_WITHIN_S
+    position, last = from_byte, None
+    seen_alive = False
+    while True:
+        held = is_held(run)  # before the events are read: none is missed
+        events, position = read_events(run, from_byte=position)
+        for event in events:
+            last = event
+            yield event
+        seen_alive = seen_alive or held or bool(events)
+        if not held and seen_alive:
+            break
+        if not seen_alive and (time.monotonic() >= deadline or _ended_early(run, link)):
+            raise RunError("the run did not start; see logs/superlink.log in the aggregator's home")
+        time.sleep(POLL_S)
+    if is_finished(run):
+        return
+    if last is not None and last.get("phase") == "failed":
+        raise RunError(f"the run failed: {last.get('message')}")
+    raise RunError(
+        "the run was interrupted: launch the same contract again, it goes on after the last round"
+    )
+
+
+def _ended_early(run: Path, link: SuperLink) -> bool:
+    try:
+        return link.has_ended(int((run / "flower-run").read_text())) and not is_held(run)
+    except SuperLinkError:
+        return False  # it may be restarting; the deadline decides
+
+
+def read_events(run: Path, *, from_byte: int) -> tuple[list[dict[str, object]], int]:
+    """The whole lines of ``events.jsonl`` after ``from_byte``, and where the next begins."""
+    try:
+        with (run / "events.jsonl").open("rb") as file:
+            file.seek(from_byte)
+            content = file.read()
+    except FileNotFoundError:
+        return [], from_byte
+    whole = content[: content.rfind(b"\n") + 1]
+    events = []
+    for line in whole.splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue  # half a line of a process that was killed, closed by the next one
+    return events, from_byte + len(whole)
+
+
+def append_event(run: Path, event: dict[str, object]) -> None:
+    """Appends one line to ``events.jsonl``."""
+    with (run / "events.jsonl").open("ab") as file:
+        file.write(json.dumps(event).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

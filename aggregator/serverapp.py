@@ -1,0 +1,180 @@
+"""The Flower ServerApp: carries the requests of the round loop to the sites, and their answers back.
+
+What a round is, and whether an answer is good, ``aggregator.federation`` decides. Here: who is online,
+who has answered, how long to wait.
+"""
+
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import flwr.superlink.grid.http_grid as http_grid
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
+from aggregator.home import HOME_VARIABLE, AggregatorHome
+from aggregator.runs import RunError, append_event, hold_run, read_plan, read_run_contract
+
+__all__ = ["app"]
+
+POLL_S = 0.1
+ONLINE_POLL_S = 1.0
+PATIENCE_S = 100.0
+"""How long a round waits for a site that is offline: a restarted one is refused for a minute."""
+TRIES = 3
+"""How often a site is asked again in one round after an error of Flower's."""
+FIRST_BACKOFF_S = 0.1
+
+app = ServerApp()
+log = logging.getLogger("fedstill")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Works on the run that ``run-config`` names until it has ended."""
+    name = str(context.run_config["run"])
+    if not re.fullmatch(r"[0-9a-f]{16}", name):
+        raise RuntimeError("run-config: run is not the name of a run")
+    run = AggregatorHome(Path(os.environ[HOME_VARIABLE])).runs / name
+    http_grid.pull_objects = partial(pull_objects, initial_backoff=FIRST_BACKOFF_S)
+    with hold_run(run):
+        work(run, grid)
+
+
+def work(run: Path, grid: Grid) -> None:
+    """Distils; an error ends as a ``failed`` event with a text that is safe to show."""
+    from aggregator.federation import FederationError, federate
+
+    try:
+        contract, plan = read_run_contract(run), read_plan(run)
+        exchange = GridExchange(grid, sites=plan.sites, timeout_s=plan.round_timeout_s)
+        federate(
+            contract=contract, sites=plan.sites, exchange=exchange, run=run, public=plan.public
+        )
+    except (FederationError, RunError) as error:
+        message = str(error)
+    except Exception:
+        log.exception("the run failed")
+        message = "an internal error; see the log of the run with its traceback"
+        _write_traceback(run)
+    else:
+        return
+    append_event(
+        run,
+        {
+            "time": time.time(),
+            "phase": "failed",
+            "round": 0,
+            "rounds": 0,
+            "done": 0,
+            "total": 0,
+            "eta_s": None,
+            "message": message,
+        },
+    )
+    raise RuntimeError("the run failed; see events.jsonl in its folder") from None
+
+
+def _write_traceback(run: Path) -> None:
+    import traceback
+
+    (run / "error.log").write_text(traceback.format_exc(), "utf-8")
+
+
+class GridExchange:
+    """Asks every site once a round. Called with the request and its round, gives the answers.
+
+    A site that is offline is waited for, ``PATIENCE_S`` the first time and not at all in the rounds
+    after one that went on without it, until it answers again. A site whose node was lost is asked
+    again with the same bytes: it answers a request once and repeats that answer.
+    """
+
+    def __init__(self, grid: Grid, *, sites: Sequence[str], timeout_s: float) -> None:
+        self._grid = grid
+        self._sites = tuple(sites)
+        self._timeout_s = timeout_s
+        self._given_up: set[str] = set()
+
+    def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+        """The answers by site name; a site without one is absent."""
+        start = time.monotonic()
+        answers: dict[str, bytes] = {}
+        asked: dict[str, str] = {}  # message id -> site
+        tries: Counter[str] = Counter()
+        idle_since = dict.fromkeys(self._sites, start)  # sites that are not being asked
+        next_look = start
+        while idle_since or asked:
+            now = time.monotonic()
+            if idle_since and now >= next_look:
+                next_look = now + ONLINE_POLL_S
+                sent = self._send(payload, tuple(idle_since), group=str(round))
+                asked.update(sent)
+                tries.update(sent.values())
+                for site in sent.values():
+                    del idle_since[site]
+            for message_id, answer in self._pull(asked):
+                site = asked.pop(message_id)
+                if answer is not None:
+                    answers[site] = answer
+                elif tries[site] < TRIES:
+                    idle_since[site] = now
+            for site in [s for s in idle_since if now - idle_since[s] >= self._patience_s(s)]:
+                del idle_since[site]
+            if now - start >= self._timeout_s:
+                break
+            if idle_since or asked:
+                time.sleep(POLL_S)
+        self._given_up = set(self._sites) - set(answers)
+        return answers
+
+    def _patience_s(self, site: str) -> float:
+        return 0.0 if site in self._given_up else PATIENCE_S
+
+    def _send(self, payload: bytes, sites: Sequence[str], *, group: str) -> dict[str, str]:
+        nodes = {node.name: node.node_id for node in self._grid.get_nodes()}
+        online = [site for site in sites if site in nodes]
+        if not online:
+            return {}
+        messages = [
+            Message(
+                RecordDict({"request": ConfigRecord({"payload": payload})}),
+                nodes[site],
+                "query.summarise",
+                ttl=self._timeout_s,
+                group_id=group,
+            )
+            for site in online
+        ]
+        ids = self._grid.push_messages(messages)
+        return {id: site for id, site in zip(ids, online, strict=True) if id}
+
+    def _pull(self, asked: Mapping[str, str]) -> list[tuple[str, bytes | None]]:
+        """Replies by the id of the message they answer; None where Flower reports an error."""
+        if not asked:
+            return []
+        replies = []
+        for reply in self._grid.pull_messages(list(asked)):
+            message_id = reply.metadata.reply_to_message_id
+            if message_id not in asked:
+                continue
+            if reply.has_error():
+                log.warning("site %s: Flower error %s", asked[message_id], reply.error.code)
+                replies.append((message_id, None))
+            else:
+                replies.append((message_id, _payload(reply)))
+        return replies
+
+
+def _payload(reply: Message) -> bytes:
+    """What a site answered; anything but bytes becomes a message that no check accepts."""
+    try:
+        payload = reply.content["answer"]["payload"]
+    except Exception:  # a site may send whatever it likes
+        return b""
+    return payload if isinstance(payload, bytes) else b""

@@ -1,0 +1,179 @@
+"""The SuperLink of this aggregator: how it is started, and what is asked of it.
+
+It listens on loopback alone: whoever reaches its control API can start code (docs/decisions). The
+client here speaks that API as Flower's own command line does, which costs no new process a question.
+"""
+
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+)
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+from aggregator.home import HOME_VARIABLE, AggregatorHome
+
+READY_LINE = "Uvicorn running on"
+READY_WITHIN_S = 60.0
+LOOPBACK = "localhost,127.0.0.1"
+
+
+class SuperLinkError(RuntimeError):
+    """The SuperLink is not there or refused; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A site as the SuperLink sees it."""
+
+    name: str
+    public_key: bytes
+    online: bool
+
+
+def superlink_command(home: AggregatorHome) -> list[str]:
+    """The command line of the SuperLink."""
+    return [
+        str(Path(sys.executable).with_name("flower-superlink")),
+        *("--host", "127.0.0.1", "--port", str(home.settings.superlink_port)),
+        *("--ssl-ca-certfile", str(home.tls / "ca.crt")),
+        *("--ssl-certfile", str(home.tls / "server.crt")),
+        *("--ssl-keyfile", str(home.tls / "server.key")),
+        "--enable-supernode-auth",
+        *("--database", str(home.database)),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
+def superlink_environment(home: AggregatorHome) -> dict[str, str]:
+    """What the SuperLink and the ServerApp below it need in their environment."""
+    binaries = str(Path(sys.executable).parent)
+    return {
+        "FLWR_HOME": str(home.flower),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        HOME_VARIABLE: str(home.root),
+        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        **direct_loopback(),
+    }
+
+
+def direct_loopback() -> dict[str, str]:
+    """Keeps a proxy of the environment away from connections inside this machine."""
+    present = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
+    value = f"{present},{LOOPBACK}" if present else LOOPBACK
+    return {"NO_PROXY": value, "no_proxy": value}
+
+
+def tidy_database(path: Path) -> None:
+    """Prepares the database of a SuperLink that is not running for its next start.
+
+    Nodes that were online when it was killed would be refused for up to a minute: they are set
+    offline. The space of finished runs is given back. A database that is not there yet is fine.
+    """
+    if not path.exists():
+        return
+    with sqlite3.connect(path, timeout=10) as database:
+        tables = database.execute("SELECT name FROM sqlite_master WHERE name = 'node'").fetchall()
+        if tables:
+            database.execute(
+                "UPDATE node SET status = 'offline', online_until = ? WHERE status = 'online'",
+                (time.time(),),
+            )
+    database.execute("VACUUM")
+    database.close()
+
+
+class SuperLink:
+    """Questions to a running SuperLink. Every method raises ``SuperLinkError``."""
+
+    def __init__(self, client: ControlHttpClient) -> None:
+        self._client = client
+
+    def nodes(self) -> list[Node]:
+        """The enrolled sites."""
+        with _errors():
+            answer = self._client.ListNodes(ListNodesRequest())
+        return [
+            Node(name=node.name, public_key=node.public_key, online=node.status == "online")
+            for node in answer.nodes_info
+            if node.status != "unregistered"
+        ]
+
+    def register(self, *, name: str, public_key: bytes) -> None:
+        """Lets the holder of ``public_key`` (OpenSSH) connect under ``name``. Safe to repeat."""
+        request = RegisterNodeRequest(public_key=public_key, name=name)
+        with _errors(accept={ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE}):
+            self._client.RegisterNode(request)
+
+    def start(self, *, bundle: bytes, digest: str, config: Mapping[str, str]) -> int:
+        """Starts a run of ``bundle`` (its SHA-256 is ``digest``); gives Flower's run id."""
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(digest, bundle, {})),
+            override_config=user_config_to_proto(dict(config)),
+        )
+        with _errors():
+            answer = self._client.StartRun(request)
+        if not answer.HasField("run_id"):
+            raise SuperLinkError("the SuperLink did not start the run; see logs/superlink.log")
+        return int(answer.run_id)
+
+    def has_ended(self, run_id: int) -> bool:
+        """Whether Flower counts the run as finished, or no longer knows it."""
+        with _errors():
+            runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
+        return run_id not in runs or runs[run_id].status.status == "finished"
+
+    def stop(self, run_id: int) -> None:
+        """Stops a run; one that has ended is fine."""
+        with _errors(accept={ApiErrorCode.RUN_ALREADY_FINISHED}):
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+
+
+@contextmanager
+def superlink(home: AggregatorHome) -> Iterator[SuperLink]:
+    """A connection to this home's SuperLink. Connecting fails at the first question, not here."""
+    os.environ.update(direct_loopback())
+    client = ControlHttpClient.from_server_address(
+        server_address=home.superlink_address,
+        insecure=False,
+        root_certificates=(home.tls / "ca.crt").read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    )
+    try:
+        yield SuperLink(client)
+    finally:
+        client.close()
+
+
+@contextmanager
+def _errors(accept: frozenset[int] | set[int] = frozenset()) -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        reason = FlowerError.from_json(error.response.text)
+        if reason is not None and reason.code in accept:
+            return
+        text = reason.message if reason is not None else f"HTTP {error.response.status_code}"
+        raise SuperLinkError(f"the SuperLink refused: {text}") from None
+    except httpx.TransportError as error:
+        raise SuperLinkError(
+            f"the SuperLink does not answer ({type(error).__name__}): is `aggregator up` running?"
+        ) from None

@@ -1,0 +1,6 @@
+"""What the SuperNode hands to the ClientApp process through the environment."""
+
+SITE_VARIABLE = "FEDSTILL_SITE"
+"""The site's name."""
+SOCKET_VARIABLE = "FEDSTILL_WORKER_SOCKET"
+"""Path of the worker's Unix socket."""

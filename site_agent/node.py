@@ -1,0 +1,98 @@
+"""The site's SuperNode process: Flower's own, with a faster pulse and our executor beside it.
+
+Flower asks for messages every 3 s and starts a process for each. Here the SuperNode asks four times
+a second while a run is on and once a second else, and wakes an executor that waits
+(``superexec.py``).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import flwr.supernode.start_client_internal as loop
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
+from site_agent.superexec import replace, replace_sleep
+
+ACTIVE_POLL_S = 0.25
+IDLE_POLL_S = 1.0
+ACTIVE_FOR_S = 30.0
+"""How long after a message the node keeps asking often."""
+# The package exports the function under the name of its module.
+command = import_module("flwr.supernode.cli.flower_supernode")
+REPLY_POLL_S = 0.05
+FIRST_BACKOFF_S = 0.1
+EMPTY_INBOX_S = 3
+"""The pause that Flower makes where no message was there; the others wait for the ClientApp."""
+
+
+class Pulse:
+    """Decides how long the SuperNode sleeps, and wakes the executor when a message is there."""
+
+    def __init__(self, wake_fd: int) -> None:
+        self._wake_fd = wake_fd
+        self._last_message = -ACTIVE_FOR_S
+
+    def message_arrived(self) -> None:
+        """Keeps the pulse high for a while and wakes the executor."""
+        self._last_message = time.monotonic()
+        os.write(self._wake_fd, b".")
+
+    def sleep(self, seconds: float) -> None:
+        """Stands in for ``time.sleep`` in the SuperNode's loop."""
+        if seconds < EMPTY_INBOX_S:
+            time.sleep(REPLY_POLL_S)
+        elif time.monotonic() - self._last_message < ACTIVE_FOR_S:
+            time.sleep(ACTIVE_POLL_S)
+        else:
+            time.sleep(IDLE_POLL_S)
+
+
+def main(secret_file: str) -> None:
+    """Runs ``flower-supernode`` with the rest of the command line; does not return."""
+    wake_read, wake_write = os.pipe()
+    pulse = Pulse(wake_write)
+    pull_message = loop._pull_and_store_message
+    start = command.start_client_internal
+
+    def pull_and_wake(*args: Any, **kwargs: Any) -> int | None:
+        run_id: int | None = pull_message(*args, **kwargs)
+        if run_id is not None:
+            pulse.message_arrived()
+        return run_id
+
+    def start_with_executor(*, runtime_api_address: str, **kwargs: Any) -> None:
+        executor = subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "site_agent.superexec"),
+                *(runtime_api_address, secret_file, str(wake_read)),
+            ],
+            pass_fds=[wake_read],
+        )
+        os.close(wake_read)
+        threading.Thread(target=_end_with, args=[executor], daemon=True).start()
+        start(runtime_api_address=runtime_api_address, **kwargs)
+
+    replace_sleep(loop, pulse.sleep)
+    replace(loop, "_pull_and_store_message", pull_and_wake)
+    replace(loop, "pull_objects", partial(pull_objects, initial_backoff=FIRST_BACKOFF_S))
+    replace(command, "start_client_internal", start_with_executor)
+    command.flower_supernode()
+
+
+def _end_with(executor: subprocess.Popen[bytes]) -> None:
+    """A SuperNode without an executor answers nothing: end, and be started again."""
+    executor.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    secret = sys.argv[1]
+    sys.argv = ["flower-supernode", *sys.argv[2:]]
+    main(secret)
