@@ -184,8 +184,9 @@ def _how_made(contract: RunContract, provenance: Mapping[str, Any]) -> str:
         ("rounds", f"{provenance['rounds']}: {anchor.rounds} anchor, {probes.requests} probe"),
         (
             "what a site sent",
-            f"per round, means over at least {contract.min_patients} patients, each patient's part "
-            f"clipped to an L2 norm of {contract.clip_norm:g}",
+            f"per round, means over at least {contract.min_patients} patients: gradients, each "
+            f"patient's clipped to an L2 norm of {probes.clip_norm:g}, or the gradient accumulated "
+            f"over {anchor.local_steps} local steps, clipped to {anchor.clip_norm:g}",
         ),
         ("contract", f"SHA-256 `{provenance['contract_digest']}`, in full in `provenance.json`"),
     ]

@@ -5,17 +5,17 @@ stands for complete content whatever happens to the process.
 """
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
+
+from shared.durable import write_durably
 
 CHUNK_BYTES = 256 * 2**10
 
 
 class BlobStore:
-    """A folder of blobs, reached through fsspec's local filesystem."""
+    """A folder of blobs, read through fsspec's local filesystem."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,33 +35,5 @@ class BlobStore:
         target = self.path(sha256)
         if self.has(sha256):
             return sha256
-        self.filesystem.makedirs(str(target.parent), exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=target.parent)
-        os.close(descriptor)
-        try:
-            with self.filesystem.open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        for folder in (target.parent, self.folder):
-            _sync_folder(folder)
+        write_durably(target, content)
         return sha256
-
-    def read(self, sha256: str) -> bytes:
-        """The whole blob; raises ``FileNotFoundError``."""
-        content = self.filesystem.cat_file(str(self.path(sha256)))
-        if not isinstance(content, bytes):
-            raise TypeError("a blob is bytes")
-        return content
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from shared.durable import sync_folder
 from shared.release.errors import (
     LocalError,
     NetworkError,
@@ -24,7 +25,7 @@ from shared.release.errors import (
     SwappedVersionError,
     UntrustedKeyError,
 )
-from shared.release.keys import decode_key
+from shared.release.keys import decode_key, encode_key
 from shared.release.manifest import (
     DOCUMENTS,
     MANIFEST,
@@ -65,8 +66,8 @@ class Fetched:
     folder: Path
     verified: Verified
     key: Ed25519PublicKey
-    first_use: bool
-    """The key was not known before and is now pinned."""
+    newly_pinned: bool
+    """The server had no pinned key, or another one, and has this one now."""
     already_there: bool
     """The folder was there, complete and genuine: nothing was downloaded."""
 
@@ -107,9 +108,9 @@ def get(
     the one the server names, which is then pinned. Raises the ``ReleaseError`` that fits and leaves
     nothing behind.
     """
-    trusted = key or pinned_key(url)
+    pinned = pinned_key(url)
+    trusted = key or pinned
     with open_client() as client:
-        first_use = trusted is None
         if trusted is None:
             trusted = offered_key(client, url=url)
         documents, revision, verified = _documents(client, reference, url=url, key=trusted)
@@ -134,7 +135,7 @@ def get(
         folder=folder,
         verified=verified,
         key=trusted,
-        first_use=first_use,
+        newly_pinned=pinned is None or encode_key(pinned) != encode_key(trusted),
         already_there=already_there,
     )
 
@@ -150,13 +151,22 @@ def offered_key(client: httpx.Client, *, url: str) -> Ed25519PublicKey:
         ) from None
 
 
+def catalogue(url: str) -> dict[str, Any]:
+    """The datasets a server lists; unverified."""
+    with open_client() as client:
+        return _object(fetch_json(client, f"{url.rstrip('/')}/api/datasets"))
+
+
 def describe(reference: Reference, *, url: str) -> dict[str, Any]:
     """What a server says of a dataset's version; unverified."""
     path = f"{url.rstrip('/')}/api/datasets/{reference.namespace}/{reference.name}"
     with open_client() as client:
-        document = fetch_json(client, f"{path}/revision/{reference.revision}")
+        return _object(fetch_json(client, f"{path}/revision/{reference.revision}"))
+
+
+def _object(document: Any) -> dict[str, Any]:
     if not isinstance(document, dict):
-        raise NetworkError(path, "the server's answer is not what this client expects")
+        raise NetworkError("api/datasets", "the server's answer is not what this client expects")
     return document
 
 
@@ -261,20 +271,14 @@ def _download(
                     on_bytes=count,
                 )
         verify_folder(partial, keys=[key])
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
+        for path in partial.iterdir():
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+        sync_folder(partial)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise LocalError(str(folder), f"cannot be written ({error.strerror})") from None
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ who can write it decides what is trusted.
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, ValidationError
 
 from shared.contract import Frozen
+from shared.durable import write_durably
 from shared.release.errors import LocalError, RollbackError, SwappedVersionError
 from shared.release.keys import decode_key, encode_key
 from shared.release.manifest import VERSION, Sha256, VersionRecord
@@ -135,11 +135,6 @@ def _write(known: KnownPublishers) -> None:
     path = known_publishers_file()
     text = json.dumps(known.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(path)
+        write_durably(path, text.encode("utf-8"))
     except OSError as error:
         raise LocalError(str(path), f"cannot be written ({error.strerror})") from None
