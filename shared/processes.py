@@ -170,20 +170,25 @@ def _all_ended(processes: Sequence[Process], *, within_s: float) -> bool:
 
 def _kill_orphans() -> None:
     """KILL for children this process adopted: it never started them, but they carry its mark."""
-    mark = f":{os.getpid()}:".encode()
     while True:
+        family = parents()
         orphans = [
             pid
-            for pid, parent in parents().items()
-            if parent == os.getpid() and mark in _supervisors(pid)
+            for pid in remains_of(os.getpid())
+            if family.get(pid) == os.getpid() and pid not in _guardians
         ]
-        orphans = [pid for pid in orphans if pid not in _guardians]
         if not orphans:
             return
         signal_all(orphans, signal.SIGKILL)
         for pid in orphans:
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+
+def remains_of(supervisor: int) -> list[int]:
+    """What still runs of the programs that a supervisor started, also if it is gone itself."""
+    mark = f":{supervisor}:".encode()
+    return [pid for pid in parents() if mark in _supervisors(pid)]
 
 
 def _supervisors(pid: int) -> bytes:

@@ -1,0 +1,198 @@
+"""The real commands, as a coordinator, three hospitals and a researcher would type them."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.processes import Process, ProcessError, spawn, stop_all, wait_for_line
+
+READY_WITHIN_S = 90.0
+LAST_LINES = 15
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "FEDSTILL_THREADS": "1"}
+"""Three workers share the machine: one thread each, or they stand in each other's way."""
+
+
+class DemoError(RuntimeError):
+    """A step of the demo that did not work; the text ends with the program's last lines."""
+
+
+@dataclass
+class Federation:
+    """One aggregator and its sites below ``folder``; stops all of it in the end."""
+
+    folder: Path
+    running: list[Process] = field(default_factory=list)
+
+    @property
+    def aggregator(self) -> Path:
+        """The aggregator's home."""
+        return self.folder / "aggregator"
+
+    def site(self, name: str) -> Path:
+        """A site's home."""
+        return self.folder / "sites" / name
+
+    def start(self, command: Sequence[str], *, name: str) -> Process:
+        """Starts a command of ours; ``stop`` ends it."""
+        environment = {**ONE_THREAD, "FEDSTILL_CONFIG": str(self.folder / "researcher")}
+        process = spawn(program(command), log=self.folder / "logs" / f"{name}.log", env=environment)
+        self.running.append(process)
+        return process
+
+    def run(self, commands: Mapping[str, Sequence[str]], *, on_line: Callable[[str], None]) -> None:
+        """Runs commands, named, side by side until all have ended well.
+
+        Each new line that they write goes to ``on_line``. Raises ``DemoError`` at the first that
+        fails.
+        """
+        processes = [self.start(command, name=name) for name, command in commands.items()]
+        told = dict.fromkeys(commands, 0)
+        ended = False
+        while not ended:
+            ended = all(process.poll() is not None for process in processes)
+            for process in processes:
+                lines = process.lines()
+                for line in lines[told[process.name] :]:
+                    on_line(line)
+                told[process.name] = len(lines)
+                if process.poll():
+                    command = " ".join(commands[process.name])
+                    last = "".join(f"\n  {line}" for line in lines[-LAST_LINES:])
+                    raise DemoError(f"`{command}` ended with {process.poll()}{last}")
+            time.sleep(0.1)
+        self.running = [process for process in self.running if process not in processes]
+
+    def ask(self, command: Sequence[str], *, name: str) -> dict[str, Any]:
+        """Runs a command with ``--json`` and gives its object."""
+        lines: list[str] = []
+        self.run({name: [*command, "--json"]}, on_line=lines.append)
+        for line in reversed(lines):
+            if line.startswith("{"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        raise DemoError(f"`{' '.join(command)} --json` printed no JSON")
+
+    def await_line(self, process: Process, text: str) -> None:
+        """Waits until a started program says so; raises ``DemoError``."""
+        try:
+            wait_for_line(process, text, timeout_s=READY_WITHIN_S)
+        except ProcessError as error:
+            raise DemoError(str(error)) from None
+
+    def stop(self) -> None:
+        """Ends everything that runs, within the ten seconds that are promised."""
+        stop_all(self.running, grace_s=5.0)
+        self.running = []
+
+
+def program(command: Sequence[str]) -> list[str]:
+    """A command of ours as installed beside this interpreter; ``python`` is this interpreter."""
+    name, *arguments = command
+    if name == "python":
+        return [sys.executable, *arguments]
+    installed = Path(sys.executable).with_name(name)
+    found = str(installed) if installed.exists() else shutil.which(name)
+    if found is None:
+        raise DemoError(f"{name} is not installed here: pip install -e '.[site,aggregator]'")
+    return [found, *arguments]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nothing listens on, all different."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def enrol(federation: Federation, sites: Mapping[str, Path]) -> str:
+    """Keys, certificates and settings of everyone; the sites' public keys to the aggregator.
+
+    Gives the URL of the release API.
+    """
+    superlink, api = free_ports(2)
+    home = ["--home", str(federation.aggregator)]
+    init = ["aggregator", "init", *home, "--public-name", "localhost"]
+    ports = ["--superlink-port", str(superlink), "--api-port", str(api)]
+    commands = {"aggregator-init": [*init, *ports]}
+    for name, images in sites.items():
+        settings = ["--name", name, "--aggregator", f"localhost:{superlink}"]
+        place = ["--home", str(federation.site(name)), "--images", str(images)]
+        commands[f"{name}-init"] = ["site-agent", "init", *settings, *place]
+    federation.run(commands, on_line=_ignore)
+    for name in sites:
+        # What the people would send each other: enrolment.json one way, the certificate the other.
+        enrolment = federation.site(name) / "enrolment.json"
+        add = ["aggregator", "site", "add", str(enrolment), *home]
+        federation.run({f"{name}-add": add}, on_line=_ignore)
+        authority = federation.aggregator / "tls" / "ca.crt"
+        shutil.copyfile(authority, federation.site(name) / "aggregator-ca.crt")
+    return f"http://127.0.0.1:{api}"
+
+
+def index(federation: Federation, sites: Sequence[str], *, on_line: Callable[[str], None]) -> None:
+    """Reads each hospital's images into its cohort."""
+    homes = {name: ["--home", str(federation.site(name))] for name in sites}
+    federation.run(
+        {f"{name}-index": ["site-agent", "index", *home] for name, home in homes.items()},
+        on_line=on_line,
+    )
+
+
+def start(federation: Federation, sites: Sequence[str], *, on_ready: Callable[[str], None]) -> None:
+    """Brings everyone up: SuperLink and API, then a worker and a SuperNode at each site."""
+    home = ["--home", str(federation.aggregator)]
+    aggregator = federation.start(["aggregator", "up", *home], name="aggregator")
+    federation.await_line(aggregator, "SuperLink ready")
+    on_ready("the aggregator is up")
+    agents = {
+        name: federation.start(
+            ["site-agent", "up", "--home", str(federation.site(name))], name=name
+        )
+        for name in sites
+    }
+    for name, agent in agents.items():
+        federation.await_line(agent, "supernode ready")
+        on_ready(f"{name} is connected")
+
+
+def launch(
+    federation: Federation, contract: Path, public: Path | None, *, on_line: Callable[[str], None]
+) -> dict[str, Any]:
+    """Distils with the sites and publishes; gives the release's name, version, digest and url."""
+    command = ["aggregator", "launch", str(contract), "--home", str(federation.aggregator)]
+    if public is not None:
+        command += ["--public", str(public)]
+    federation.run({"launch": command}, on_line=on_line)
+    # The same launch again finds the release that is there, and tells of it in JSON.
+    return federation.ask(command, name="launched")
+
+
+def fetch(federation: Federation, release: Mapping[str, Any], *, url: str) -> Path:
+    """Downloads and verifies the release as a researcher would, over HTTP; gives its folder."""
+    folder = federation.folder / "release"
+    name = f"{release['name']}@v{release['version']}"
+    get = ["distilled", "get", name, "--from", url, "--to", str(folder)]
+    federation.run({"get": get}, on_line=_ignore)
+    federation.run({"verify": ["distilled", "verify", str(folder)]}, on_line=_ignore)
+    return folder
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _ignore(_line: str) -> None:
+    pass
