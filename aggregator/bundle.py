@@ -1,7 +1,7 @@
 """The Flower app bundle (FAB): a ``pyproject.toml`` and nothing else.
 
-Its components name modules of the installed package, so a run ships no code: the aggregator runs the
-code it has installed, and a site runs its own whatever the bundle says.
+Its components name modules of the installed package, so a run ships no code: the aggregator runs
+the code it has installed, and a site runs its own whatever the bundle says.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from aggregator.files import write_atomically
+from shared.durable import write_durably
 
 CA_DAYS = 3650
 SERVER_DAYS = 397
@@ -135,7 +135,7 @@ def _write_pair(stem: Path, certificate: x509.Certificate, key: ec.EllipticCurve
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    write_atomically(stem.with_suffix(".key"), private, mode=0o600)
-    write_atomically(
+    write_durably(stem.with_suffix(".key"), private, mode=0o600)
+    write_durably(
         stem.with_suffix(".crt"), certificate.public_bytes(serialization.Encoding.PEM), mode=0o644
     )

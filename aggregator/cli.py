@@ -11,6 +11,7 @@ import typer
 
 from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError, create_home
 from shared.contract import ContractError, read_contract
+from shared.release.errors import ReleaseError
 
 app = typer.Typer(
     help="The coordinator's side of fedstill: enrols sites, distils with them, publishes.",
@@ -169,7 +170,7 @@ def _clear_errors() -> Iterator[None]:
     """Errors that a user can act on end as one message and exit code 1, never as a traceback."""
     try:
         yield
-    except (HomeError, ContractError) as error:
+    except (HomeError, ContractError, ReleaseError) as error:
         _fail(error)
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing is lost", err=True)

@@ -1,7 +1,7 @@
 """Sites and their keys: what a hospital hands over once, and what the SuperLink is told of it.
 
-``sites/NAME.json`` is the record; the SuperLink's own database follows it, at once where the SuperLink
-is up and at the next ``aggregator up`` where it is not.
+``sites/NAME.json`` is the record; the SuperLink's own database follows it, at once where the
+SuperLink is up and at the next ``aggregator up`` where it is not.
 """
 
 import json
@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from pydantic import Field, ValidationError
 
-from aggregator.files import write_atomically
 from aggregator.home import AggregatorHome
 from aggregator.superlink import SuperLink
 from shared.contract import Frozen, Slug, explain
+from shared.durable import write_durably
 
 MAX_BYTES = 64 * 1024
 
@@ -84,7 +84,7 @@ def record_site(home: AggregatorHome, enrolment: Enrolment) -> bool:
         if same_key:
             raise EnrolmentError(f"this key is enrolled already, as site {other.name}")
     content = json.dumps(enrolment.model_dump(mode="json"), indent=2).encode() + b"\n"
-    write_atomically(home.sites / f"{enrolment.name}.json", content)
+    write_durably(home.sites / f"{enrolment.name}.json", content)
     return True
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from aggregator.certificates import ensure_certificates
-from aggregator.files import write_atomically
 from shared.contract import Frozen, explain
+from shared.durable import write_durably
 from shared.release.keys import write_key_pair
 
 HOME_VARIABLE = "FEDSTILL_HOME"
@@ -138,7 +138,7 @@ def create_home(root: Path, changes: dict[str, str | int]) -> AggregatorHome:
         for folder in (home.runs, home.logs):
             folder.mkdir(exist_ok=True, mode=0o700)
         if settings.model_dump() != present:
-            write_atomically(home.settings_file, _toml(settings).encode())
+            write_durably(home.settings_file, _toml(settings).encode())
         ensure_certificates(home.tls, names=[settings.public_name])
         if not home.release_key.exists():
             write_key_pair(home.release_key, home.release_key.with_suffix(".pub"))

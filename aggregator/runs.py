@@ -3,7 +3,7 @@
 ``contract.json``   what the sites agree to
 ``plan.json``       which sites, where public volumes are, how long a round may take
 ``events.jsonl``    progress, appended by the ServerApp
-``lock``            held by the ServerApp while it lives: the kernel lets go of it, however that ends
+``lock``            held by the ServerApp; the kernel lets go of it, however its life ends
 ``checkpoint.safetensors``, ``pairs.safetensors``, ``result.json``   of ``aggregator.federation``
 """
 
@@ -18,10 +18,10 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from aggregator.bundle import build_bundle
-from aggregator.files import write_atomically
 from aggregator.home import AggregatorHome
 from aggregator.superlink import SuperLink, SuperLinkError
 from shared.contract import Frozen, RunContract, Slug
+from shared.durable import write_durably
 
 START_WITHIN_S = 90.0
 """How long a submitted run may take until its ServerApp holds the lock."""
@@ -47,10 +47,10 @@ def prepare_run(
     sites: Sequence[str],
     public: Path | None,
 ) -> Path:
-    """The run's folder, with its contract and plan. What a first launch planned, holds for the next.
+    """The run's folder, with its contract and plan. What the first launch planned holds for all.
 
-    ``sites`` empty and ``public`` None mean: as planned before. Raises ``RunError`` where they differ
-    from the plan, or there is no plan and no site.
+    ``sites`` empty and ``public`` None mean: as planned before. Raises ``RunError`` where they
+    differ from the plan, or there is no plan and no site.
     """
     run = home.run_folder(contract.digest())
     present = read_plan(run) if (run / "plan.json").exists() else None
@@ -70,8 +70,8 @@ def prepare_run(
         raise RunError('the contract says prior = "public": give the volumes with --public FOLDER')
     if present is None:
         run.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(run / "contract.json", contract.model_dump_json(indent=2).encode())
-        write_atomically(run / "plan.json", plan.model_dump_json(indent=2).encode())
+        write_durably(run / "contract.json", contract.model_dump_json(indent=2).encode())
+        write_durably(run / "plan.json", plan.model_dump_json(indent=2).encode())
     return run
 
 
@@ -148,7 +148,7 @@ def start_run(link: SuperLink, run: Path) -> bool:
             link.stop(earlier)
     bundle, digest = build_bundle()
     started = link.start(bundle=bundle, digest=digest, config={"run": run.name})
-    write_atomically(note, str(started).encode())
+    write_durably(note, str(started).encode())
     return True
 
 
@@ -227,11 +227,3 @@ def read_events(run: Path, *, from_byte: int) -> tuple[list[dict[str, object]], 
         except ValueError:
             continue  # half a line of a process that was killed, closed by the next one
     return events, from_byte + len(whole)
-
-
-def append_event(run: Path, event: dict[str, object]) -> None:
-    """Appends one line to ``events.jsonl``."""
-    with (run / "events.jsonl").open("ab") as file:
-        file.write(json.dumps(event).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -1,13 +1,14 @@
-"""The Flower ServerApp: carries the requests of the round loop to the sites, and their answers back.
+"""The Flower ServerApp: carries the round loop's requests to the sites, and their answers back.
 
-What a round is, and whether an answer is good, ``aggregator.federation`` decides. Here: who is online,
-who has answered, how long to wait.
+What a round is, and whether an answer is good, ``aggregator.federation`` decides. Here: who is
+online, who has answered, how long to wait.
 """
 
 import logging
 import os
 import re
 import time
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,7 +20,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 
 from aggregator.home import HOME_VARIABLE, AggregatorHome
-from aggregator.runs import RunError, append_event, hold_run, read_plan, read_run_contract
+from aggregator.progress import Journal
+from aggregator.runs import RunError, hold_run, read_plan, read_run_contract
 
 __all__ = ["app"]
 
@@ -49,7 +51,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def work(run: Path, grid: Grid) -> None:
     """Distils; an error ends as a ``failed`` event with a text that is safe to show."""
-    from aggregator.federation import FederationError, federate
+    from aggregator.federation import FederationError, federate  # torch: only once it is needed
 
     try:
         contract, plan = read_run_contract(run), read_plan(run)
@@ -60,31 +62,12 @@ def work(run: Path, grid: Grid) -> None:
     except (FederationError, RunError) as error:
         message = str(error)
     except Exception:
-        log.exception("the run failed")
-        message = "an internal error; see the log of the run with its traceback"
-        _write_traceback(run)
+        message = f"an internal error; its traceback is in {run / 'error.log'}"
+        (run / "error.log").write_text(traceback.format_exc(), "utf-8")
     else:
         return
-    append_event(
-        run,
-        {
-            "time": time.time(),
-            "phase": "failed",
-            "round": 0,
-            "rounds": 0,
-            "done": 0,
-            "total": 0,
-            "eta_s": None,
-            "message": message,
-        },
-    )
+    Journal(run / "events.jsonl", rounds=0).step("failed", 0, 0, message)
     raise RuntimeError("the run failed; see events.jsonl in its folder") from None
-
-
-def _write_traceback(run: Path) -> None:
-    import traceback
-
-    (run / "error.log").write_text(traceback.format_exc(), "utf-8")
 
 
 class GridExchange:
@@ -158,7 +141,7 @@ class GridExchange:
         """Replies by the id of the message they answer; None where Flower reports an error."""
         if not asked:
             return []
-        replies = []
+        replies: list[tuple[str, bytes | None]] = []
         for reply in self._grid.pull_messages(list(asked)):
             message_id = reply.metadata.reply_to_message_id
             if message_id not in asked:

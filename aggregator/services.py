@@ -1,12 +1,14 @@
 """`aggregator up`: the SuperLink and the release API, supervised as two child processes."""
 
+import fcntl
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,8 @@ RESTART_AFTER_S = 2.0
 SETTLED_S = 60.0
 """A program that ran this long and ends is started again at once; one that did not, ever later."""
 MAX_RESTART_AFTER_S = 30.0
+PORT_FREE_WITHIN_S = 12.0
+"""What a killed ``up`` leaves behind ends within this time."""
 
 
 class ServiceError(RuntimeError):
@@ -64,12 +68,13 @@ def run_services(home: AggregatorHome, *, say: Callable[[str], None]) -> int:
     ]
     running: dict[str, Process] = {}
     try:
-        _check_port("127.0.0.1", home.settings.superlink_port, field="superlink_port")
-        _check_port(home.settings.api_host, home.settings.api_port, field="api_port")
-        for service in services:
-            running[service.name] = service.start()
-        say(f"SuperLink ready on {home.superlink_address} (TLS), release API on {home.api_url}")
-        _supervise(services, running, stop=stop, say=say)
+        with _only_one(home):
+            _await_port("127.0.0.1", home.settings.superlink_port, field="superlink_port")
+            _await_port(home.settings.api_host, home.settings.api_port, field="api_port")
+            for service in services:
+                running[service.name] = service.start()
+            say(f"SuperLink ready on {home.superlink_address} (TLS), release API on {home.api_url}")
+            _supervise(services, running, stop=stop, say=say)
     except ProcessError as error:
         raise ServiceError(str(error)) from None
     finally:
@@ -139,16 +144,36 @@ def start_api(home: AggregatorHome) -> Process:
     return process
 
 
-def _check_port(host: str, port: int, *, field: str) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextmanager
+def _only_one(home: AggregatorHome) -> Iterator[None]:
+    """Holds the home: two SuperLinks on one database would damage it. Raises ``ServiceError``."""
+    descriptor = os.open(home.root / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
         try:
-            probe.bind((host, port))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(f"`aggregator up` runs on {home.root} already") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _await_port(host: str, port: int, *, field: str) -> None:
+    """Returns once the port is free: what a killed ``up`` left is gone within seconds."""
+    deadline = time.monotonic() + PORT_FREE_WITHIN_S
+    while True:
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+            return
         except OSError as error:
-            raise ServiceError(
-                f"port {port} of {host} cannot be used ({error.strerror}): stop what uses it (another "
-                f"`aggregator up`?), or set {field} in aggregator.toml to a free port"
-            ) from None
+            if time.monotonic() >= deadline:
+                raise ServiceError(
+                    f"port {port} of {host} cannot be used ({error.strerror}): stop what uses it, "
+                    f"or set {field} in aggregator.toml to a free port"
+                ) from None
+        time.sleep(0.3)
 
 
 def serve_api() -> None:

@@ -1,7 +1,7 @@
 """The SuperLink of this aggregator: how it is started, and what is asked of it.
 
-It listens on loopback alone: whoever reaches its control API can start code (docs/decisions). The
-client here speaks that API as Flower's own command line does, which costs no new process a question.
+It listens on loopback alone: whoever reaches its control API can start code on this machine. The
+client here speaks that API as Flower's own command line does, without a new process a question.
 """
 
 import os

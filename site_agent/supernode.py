@@ -1,7 +1,7 @@
 """`site-agent connect`: keeps the site's SuperNode running and connected.
 
-The SuperNode has the network and no images. It runs ``node.py`` (Flower's SuperNode with a faster pulse)
-which starts ``superexec.py`` (the executor that answers with our ClientApp alone).
+The SuperNode has the network and no images. It runs ``node.py`` (Flower's SuperNode with a faster
+pulse), which starts ``superexec.py`` (the executor that answers with our ClientApp alone).
 """
 
 import os
@@ -32,6 +32,8 @@ RESTART_AFTER_S = 3.0
 MAX_RESTART_AFTER_S = 20.0
 """The aggregator refuses a node that was killed while it still counts as online, up to a minute."""
 GRACE_S = 8.0
+EXPLANATIONS = (("NODE_ACT", "x"),)
+"""Signs in what the SuperNode wrote, and what they mean to the site's staff."""
 
 
 def connect(settings: SiteSettings) -> int:
@@ -87,7 +89,11 @@ def _await_connection(process: Process, *, stop: threading.Event) -> bool:
 
 def explain_end(lines: list[str]) -> str:
     """Why a SuperNode ended, from what it wrote: one line for the site's staff."""
-    return lines[-1] if lines else "it wrote nothing"
+    text = "\n".join(lines)
+    for sign, meaning in EXPLANATIONS:
+        if sign in text:
+            return meaning
+    return next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
 def start_supernode(settings: SiteSettings) -> Process:
