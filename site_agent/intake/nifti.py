@@ -9,7 +9,7 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from site_agent.intake.geometry import axial_plane
-from site_agent.intake.hounsfield import AIR_HU, hounsfield
+from site_agent.intake.hounsfield import hounsfield
 from site_agent.intake.reasons import Skipped, SkipReason
 
 MAX_VOXELS = 2**29
@@ -79,9 +79,8 @@ def read_slices(volume: NiftiVolume, chosen: list[int]) -> list[NDArray[np.int16
         # LPS: x to the left, y to the back, z to the head; the array is (z, y, x).
         oriented = sitk.DICOMOrient(image, "LPS")
         voxels = sitk.GetArrayViewFromImage(oriented)  # no copy: lives as long as its image
-        stored = voxels[chosen].astype(np.float64)
-        stored = np.nan_to_num(stored, nan=AIR_HU, posinf=AIR_HU, neginf=AIR_HU)
-        lowest = float(np.nanmin(voxels))
+        stored = voxels[chosen].astype(np.float64)  # the library has read NaN as 0
+        lowest = float(voxels.min())
     except Exception:
         raise Skipped(SkipReason.UNREADABLE) from None
     if lowest > _CT_MINIMUM_HU:

@@ -1,0 +1,154 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from site_agent.intake import IntakeError, evaluation_images, read_folder
+from site_agent.intake.reasons import IntakeReport, SkipReason
+
+
+def read(folder, *, key=b"key", slices_per_patient=32):
+    report = IntakeReport()
+    patients = read_folder(
+        folder, pseudonym_key=key, slices_per_patient=slices_per_patient, report=report
+    )
+    return list(patients), report
+
+
+def level(hu):
+    return np.full((32, 32), hu + 1024, np.uint16)
+
+
+def test_slices_come_by_patient_ordered_along_the_body(tmp_path, write_slice):
+    for name, patient, z in [("1", "A", 30), ("2", "B", 5), ("3", "A", -10), ("4", "A", 12.5)]:
+        write_slice(tmp_path / name, level(round(10 * z)), patient_id=patient, position=(0, 0, z))
+    patients, report = read(tmp_path)
+    levels = sorted([int(item.hu[0, 0]) for item in patient.slices] for patient in patients)
+    assert levels == [[-100, 125, 300], [50]]
+    assert (report.files, report.patients, report.slices) == (4, 2, 4)
+    assert [p.pseudonym for p in patients] == sorted(p.pseudonym for p in patients)
+
+
+def test_pseudonyms_depend_on_the_key_and_do_not_hold_the_identifier(tmp_path, write_slice):
+    write_slice(tmp_path / "1", patient_id="MRN-12345")
+    (first,), _ = read(tmp_path, key=b"one")
+    (again,), _ = read(tmp_path, key=b"one")
+    (other,), _ = read(tmp_path, key=b"two")
+    assert first.pseudonym == again.pseudonym != other.pseudonym
+    assert "12345" not in first.pseudonym
+
+
+@pytest.mark.parametrize("nobody", ["", "ANONYMOUS", " anon "])
+def test_without_an_identifier_the_folder_is_the_patient(tmp_path, write_slice, nobody):
+    for name in ("p1/study-1/1", "p1/study-2/1", "p2/1"):
+        write_slice(tmp_path / name, patient_id=nobody)
+    patients, _ = read(tmp_path)
+    assert sorted(len(patient.slices) for patient in patients) == [1, 2]
+
+
+def test_thin_slices_are_preferred_where_there_are_any(tmp_path, write_slice):
+    write_slice(tmp_path / "1", level(10), patient_id="A", SliceThickness=10)
+    write_slice(tmp_path / "2", level(20), patient_id="A", SliceThickness=5)
+    write_slice(tmp_path / "3", level(30), patient_id="B", SliceThickness=10)
+    patients, report = read(tmp_path)
+    assert sorted(int(p.slices[0].hu[0, 0]) for p in patients for _ in p.slices) == [20, 30]
+    assert report.not_needed == 1
+
+
+def test_no_more_slices_than_asked_evenly_spaced(tmp_path, write_slice):
+    for z in range(10):
+        write_slice(tmp_path / str(z), level(z), position=(0, 0, z))
+    (patient,), report = read(tmp_path, slices_per_patient=2)
+    assert [int(item.hu[0, 0]) for item in patient.slices] == [2, 7]
+    assert report.not_needed == 8
+
+
+def test_what_cannot_be_read_is_counted_and_stops_nothing(tmp_path, write_slice):
+    write_slice(tmp_path / "good")
+    write_slice(tmp_path / "mr", Modality="MR")
+    shutil.copy(tmp_path / "good", tmp_path / "good-again")
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "empty").touch()
+    (tmp_path / "broken.nii").write_bytes(b"\0" * 400)
+    os.mkfifo(tmp_path / "pipe")  # opening it would block for ever
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    patients, report = read(tmp_path)
+    assert len(patients) == 1
+    assert report.skipped == {
+        SkipReason.NOT_CT: 1,
+        SkipReason.DUPLICATE: 1,
+        SkipReason.NOT_AN_IMAGE: 3,
+        SkipReason.UNREADABLE: 2,
+    }
+
+
+def test_linked_folders_are_followed_once(tmp_path, write_slice):
+    write_slice(tmp_path / "real" / "p1" / "1", patient_id="A")
+    folder = tmp_path / "hospital"
+    folder.mkdir()
+    (folder / "p1").symlink_to(tmp_path / "real" / "p1")
+    (tmp_path / "real" / "p1" / "loop").symlink_to(folder)
+    patients, report = read(folder)
+    assert len(patients) == 1
+    assert report.files == 1
+
+
+def test_volumes_and_slices_in_one_folder(tmp_path, write_slice):
+    write_slice(tmp_path / "a" / "1", patient_id="A")
+    (tmp_path / "b").mkdir()
+    volume = sitk.GetImageFromArray(np.full((40, 20, 20), -1000, np.int16))
+    sitk.WriteImage(volume, str(tmp_path / "b" / "ct.nii.gz"))
+    patients, _ = read(tmp_path)
+    assert sorted(len(patient.slices) for patient in patients) == [1, 32]
+
+
+def test_evaluation_images(tmp_path, write_slice):
+    for z in range(12):
+        write_slice(tmp_path / str(z), level(0), patient_id="A", position=(0, 0, z))
+    write_slice(tmp_path / "b", level(1000), patient_id="B")
+    images = evaluation_images(tmp_path, size_px=16, low_hu=-1000, high_hu=1000)
+    assert sorted(image.shape for image in images) == [(1, 1, 16, 16), (8, 1, 16, 16)]
+    assert {float(value) for image in images for value in np.unique(image)} == {0.5, 1.0}
+
+
+def test_a_folder_without_images_is_a_clear_error(tmp_path, write_slice):
+    write_slice(tmp_path / "mr", Modality="MR")
+    with pytest.raises(IntakeError, match="1 not-ct"):
+        evaluation_images(tmp_path, size_px=16, low_hu=-1000, high_hu=1000)
+    with pytest.raises(IntakeError, match="is not a folder"):
+        evaluation_images(tmp_path / "absent", size_px=16, low_hu=-1000, high_hu=1000)
+
+
+@pytest.mark.parametrize(
+    ("hospital", "patients", "skipped"),
+    [
+        ("ct/hospital-a", 15, {}),
+        ("ct/hospital-b", 12, {}),
+        ("ct/hospital-c", 16, {SkipReason.NOT_AXIAL: 4}),
+        ("ct/irregular", 1, {}),
+        ("mr/phi", 0, {SkipReason.NOT_CT: 24}),
+        ("mr/irregular", 0, {SkipReason.NOT_CT: 1}),
+    ],
+)
+def test_real_folders(real_data, hospital, patients, skipped):
+    found, report = read(real_data / hospital)
+    assert report.skipped == skipped
+    assert len(found) == patients
+    for patient in found:
+        for item in patient.slices:
+            assert item.hu.min() >= -1024
+            # Air is there, and the middle of the image is a body.
+            assert np.percentile(item.hu, 2) < -900
+            assert np.percentile(item.hu[192:320, 192:320], 90) > -100
+
+
+def test_real_volumes_lie_on_their_back(real_data):
+    # The table and the spine are below: the lower half is denser than the upper one.
+    images = evaluation_images(
+        real_data / "ct" / "public-prior", size_px=64, low_hu=-1000, high_hu=1000
+    )
+    assert len(images) == 2
+    for image in images:
+        assert image.shape == (8, 1, 64, 64)
