@@ -1,10 +1,9 @@
-"""What the aggregator accepts from a site: the right form, finite, bounded, and about this question."""
+"""What the aggregator accepts from a site: right in form, finite, bounded, to the question."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from shared.contract import RunContract
 from shared.messages import (
     FloatArray,
     MessageError,
@@ -19,7 +18,7 @@ NORM_TOLERANCE = 1.001
 """Room for float32 rounding above the contract's clipping norm."""
 
 
-class Rejected(ValueError):
+class Rejected(ValueError):  # noqa: N818
     """An answer that is not used; the text names the reason and holds nothing the site wrote."""
 
 
@@ -64,12 +63,8 @@ def admit(
         raise Rejected("values do not have the shape of the request")
     if not np.isfinite(values).all():
         raise Rejected("values are not finite")
-    limit = norm_limit(request.contract, kind=request.kind) * NORM_TOLERANCE
+    limit = request.contract.norm_limit(request.kind) * NORM_TOLERANCE
     if np.linalg.norm(values.astype(np.float64), axis=1).max() > limit:
         raise Rejected("values exceed the contract's clipping norm")
     return Admitted(values=values, patients_at_least=header.patients_at_least)
 
-
-def norm_limit(contract: RunContract, *, kind: str) -> float:
-    """The L2 norm that no row of an honest answer exceeds."""
-    return contract.anchor.clip_norm if kind == "local-steps" else contract.probes.clip_norm

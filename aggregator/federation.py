@@ -1,8 +1,8 @@
 """The round loop: ask, check, bank, distil, checkpoint; the same in Flower and in one process.
 
-A run is a folder. ``checkpoint.safetensors`` is replaced whole after every round; a run that goes on
-from it ends with the same pairs as one that was never stopped, because every random number follows from
-the contract's digest and the round, and a site repeats an answer it has given.
+A run is a folder. ``checkpoint.safetensors`` is replaced whole after every round; a run that goes
+on from it ends with the same pairs as one that was never stopped, because every random number
+follows from the contract's digest and the round, and a site repeats an answer it has given.
 """
 
 import json
@@ -70,12 +70,12 @@ def federate(
     journal = Journal(run / EVENTS, rounds=contract.rounds)
 
     def on_step(phase: str, done: int, total: int) -> None:
-        named: Phase = "public" if phase == "public" else "distil" if phase == "distil" else "probes"
+        named: Phase = (
+            "public" if phase == "public" else "distil" if phase == "distil" else "probes"
+        )
         journal.step(named, done, total)
 
-    distiller = Distiller(
-        contract, _prior(contract, public), device=device, on_step=on_step
-    )
+    distiller = Distiller(contract, _prior(contract, public), device=device, on_step=on_step)
     ledger = _resume(run / CHECKPOINT, contract, distiller, sites)
     _timed(ledger, "public", distiller.prepare)
     _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
@@ -124,9 +124,7 @@ def _round(
     number = distiller.round + 1
     kind = ask_of_round(contract, number).kind
     later = [ask_of_round(contract, n).kind for n in range(number + 1, contract.rounds + 1)]
-    journal.begin_round(
-        number, kind=kind, remaining={one: later.count(one) for one in set(later)}
-    )
+    journal.begin_round(number, kind=kind, remaining={one: later.count(one) for one in set(later)})
     phase: Phase = "anchor" if kind == "local-steps" else "probes"
     ask, weights = _timed(ledger, phase, distiller.ask)
     rows = weights.cpu().numpy()
@@ -162,8 +160,8 @@ def _round(
     journal.step(phase, len(admitted), len(sites), told or f"{len(admitted)} summaries banked")
     if len(admitted) < max(1, round(QUORUM * len(sites))):
         raise FederationError(
-            f"round {number}: {len(admitted)} of {len(sites)} sites gave a usable summary ({told}); "
-            "mend the sites and launch the same contract again to go on from here"
+            f"round {number}: {len(admitted)} of {len(sites)} sites gave a usable summary "
+            f"({told}); mend the sites and launch the same contract again to go on from here"
         )
     names = [site for site in sites if site in admitted]
     _timed(
@@ -208,7 +206,12 @@ def _resume(
             metadata = checkpoint.metadata()
             if metadata["contract_digest"] != contract.digest():
                 raise FederationError(f"{file} belongs to another contract; use another run folder")
-            distiller.restore({name: checkpoint.get_tensor(name) for name in checkpoint.keys()})
+            distiller.restore(
+                {
+                    name: checkpoint.get_tensor(name)
+                    for name in checkpoint.keys()  # noqa: SIM118
+                }
+            )
             restored: dict[str, Any] = json.loads(metadata["ledger"])
     except (SafetensorError, KeyError, ValueError):
         raise FederationError(

@@ -1,7 +1,7 @@
 """The run's journal: what it is doing, how far it is, and how long it will still take.
 
-One JSON object a line in ``events.jsonl``; the launcher follows it. A line cut off by a crash is left
-out by its reader and ended by the next writer.
+One JSON object a line in ``events.jsonl``; the launcher follows it. A line cut off by a crash is
+left out by its reader and ended by the next writer.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""What every party must agree on to the bit: contract, messages, tasks, gradients, release format."""
+"""What every party must agree on to the bit: contract, messages, tasks, release format."""

@@ -30,7 +30,7 @@ class Frozen(BaseModel):
 
 
 class CtDenoise(Frozen):
-    """Low-dose CT denoising: parallel beam, Poisson and electronic noise, filtered back-projection."""
+    """Low-dose CT denoising: parallel beam, Poisson and electronic noise, FBP."""
 
     name: Literal["ct-denoise"] = "ct-denoise"
     size_px: int = Field(128, ge=32, le=512, description="edge of the square images, pixels")
@@ -54,7 +54,7 @@ class CtDenoise(Frozen):
 
 
 class Residual(Frozen):
-    """A residual convolutional network without normalisation: depth 3x3 layers of width channels."""
+    """A residual convolutional network without normalisation: ``depth`` 3x3 layers."""
 
     depth: int = Field(4, ge=2, le=16)
     width: int = Field(16, ge=4, le=128)
@@ -70,7 +70,7 @@ class Probes(Frozen):
     steps: int = Field(100, ge=1, le=10_000, description="optimisation steps after each request")
     draws: int = Field(2, ge=1, le=16, description="noise draws a slice in a raw gradient")
     clip_norm: float = Field(
-        1.0, gt=0, le=1e6, description="L2 bound of one patient's gradient, before the mean"
+        0.05, gt=0, le=1e6, description="L2 bound of one patient's gradient, before the mean"
     )
 
 
@@ -83,7 +83,7 @@ class Anchor(Frozen):
     crop_px: int = Field(48, ge=16, le=512)
     learning_rate: float = Field(1e-3, gt=0, le=1)
     clip_norm: float = Field(
-        10.0, gt=0, le=1e6, description="L2 bound of a site's accumulated gradient"
+        3.0, gt=0, le=1e6, description="L2 bound of a site's accumulated gradient"
     )
     public_steps: int = Field(800, ge=0, le=100_000, description="steps of the public start")
 
@@ -127,6 +127,10 @@ class RunContract(Frozen):
     def network(self, name: Name) -> Residual:
         """The network a request names."""
         return self.student if name == "student" else self.anchor_network
+
+    def norm_limit(self, kind: Literal["gradients", "local-steps"]) -> float:
+        """The L2 norm that no row of an honest answer exceeds."""
+        return self.anchor.clip_norm if kind == "local-steps" else self.probes.clip_norm
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON."""

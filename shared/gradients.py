@@ -33,12 +33,12 @@ def clip(vector: Tensor, *, norm: float) -> Tensor:
 def patient_gradient(
     *, contract: RunContract, network: Name, weights: Tensor, lq: Tensor, hq: Tensor
 ) -> Tensor:
-    """Gradient (D,) of the mean loss over one patient's slices, (n, 1, S, S) each, at ``weights``."""
+    """Gradient (D,) at ``weights`` of the mean loss over one patient's (n, 1, S, S) slices."""
     leaf = weights.detach().clone().requires_grad_(True)
     description = contract.network(network)
-    for inputs, targets in zip(lq.split(8), hq.split(8), strict=True):
+    for inputs, targets in zip(torch.split(lq, 8), torch.split(hq, 8), strict=True):
         loss = restoration_loss(apply_network(description, leaf, inputs), targets)
-        (loss * (inputs.shape[0] / lq.shape[0])).backward()  # type: ignore[no-untyped-call]
+        (loss * (inputs.shape[0] / lq.shape[0])).backward()
     assert leaf.grad is not None
     return leaf.grad
 
@@ -54,9 +54,9 @@ def cohort_gradients(
 ) -> Tensor:
     """Mean over patients of their clipped mean gradients, at each of ``weights`` (K, D): (K, D).
 
-    ``patients`` are (n_i, 1, S, S) in window units. Every patient counts the same, however many slices
-    it has, and moves the mean by at most ``2 * probes.clip_norm / patients``. Raises ``ValueError`` on no
-    patients.
+    ``patients`` are (n_i, 1, S, S) in window units. Every patient counts the same, however many
+    slices it has, and moves the mean by at most ``2 * probes.clip_norm / patients``. Raises
+    ``ValueError`` on no patients.
     """
     if not patients:
         raise ValueError("a cohort needs at least one patient")

@@ -9,17 +9,13 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 
-def window(
-    hu: NDArray[np.floating], *, low_hu: float, high_hu: float
-) -> NDArray[np.float32]:
+def window(hu: NDArray[np.floating], *, low_hu: float, high_hu: float) -> NDArray[np.float32]:
     """HU to window units, clipped to [0, 1]; any shape."""
     scaled = (np.asarray(hu, dtype=np.float32) - low_hu) / (high_hu - low_hu)
-    return np.clip(scaled, 0.0, 1.0)
+    return np.asarray(np.clip(scaled, 0.0, 1.0), dtype=np.float32)
 
 
-def unwindow(
-    image: NDArray[np.floating], *, low_hu: float, high_hu: float
-) -> NDArray[np.float32]:
+def unwindow(image: NDArray[np.floating], *, low_hu: float, high_hu: float) -> NDArray[np.float32]:
     """Window units to HU; any shape, not clipped."""
     return np.asarray(image, dtype=np.float32) * (high_hu - low_hu) + low_hu
 

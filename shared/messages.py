@@ -1,8 +1,8 @@
 """Messages between aggregator and gradient worker, and their codec.
 
-Wire format: one safetensors file. Its metadata holds one key, ``fedstill``, with the canonical JSON of
-the header; its tensors are float32 arrays. No pickle, no code, no other type can be expressed. numpy
-alone is needed to read one, so that the Flower client process stays free of torch.
+Wire format: one safetensors file. Its metadata holds one key, ``fedstill``, with the canonical JSON
+of the header; its tensors are float32 arrays. No pickle, no code, no other type can be expressed.
+numpy alone is needed to read one, so that the Flower client process stays free of torch.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -108,11 +108,10 @@ class Message(Frozen):
     ``weights - weights after E steps``; the others carry nothing.
     """
 
-    model_config = {**Frozen.model_config, "arbitrary_types_allowed": True}
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     header: Annotated[Header, Field(discriminator="type")]
     arrays: dict[str, Any] = Field(default_factory=dict)
-
 
 
 PATIENT_BUCKETS = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)

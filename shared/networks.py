@@ -1,8 +1,8 @@
 """Probe and student networks: residual convolutional networks without normalisation layers.
 
 A network is a description (``Residual``) and a flat float32 vector, laid out layer by layer, weight
-before bias. Batch statistics would leak and would make a gradient depend on its batch companions, so
-there are none.
+before bias. Batch statistics would leak and would make a gradient depend on its batch companions,
+so there are none.
 """
 
 import math

@@ -1,7 +1,8 @@
 """Reading a folder of images without knowing who can.
 
 The intake of DICOM and NIfTI belongs to the site agent, which ``shared`` and ``aggregator`` do not
-import. A package that can read registers a function under the entry-point group ``fedstill.readers``.
+import. A package that can read registers a function under the entry-point group
+``fedstill.readers``.
 """
 
 from importlib.metadata import entry_points

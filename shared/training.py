@@ -36,12 +36,12 @@ class Score:
 def noisy_pool(task: CtDenoise, hq: Tensor, *, draws: int, seed: int) -> Tensor:
     """``draws`` degraded versions of ``hq`` (N, 1, S, S): (draws * N, 1, S, S), draw-major.
 
-    Each slice is projected once; a training that sees a pool of eight or more realisations ends where
-    one with fresh noise does, for a fraction of the time.
+    Each slice is projected once; a training that sees a pool of eight or more realisations ends
+    where one with fresh noise does, for a fraction of the time.
     """
     generator = torch.Generator().manual_seed(seed)
     parts = []
-    for chunk in hq.split(16):
+    for chunk in torch.split(hq, 16):
         level = ct_denoise.dose(task, chunk)
         noise = [ct_denoise.draw(task, level, generator=generator) for _ in range(draws)]
         parts.append(torch.stack([chunk + one for one in noise]))
@@ -60,7 +60,8 @@ def sample_batch(
     picks = torch.randint(count, (batch,), generator=generator).tolist()
     corners = torch.randint(size - crop + 1, (batch, 2), generator=generator).tolist()
     turns = torch.randint(8, (batch,), generator=generator).tolist()
-    inputs, targets = [], []
+    inputs: list[Tensor] = []
+    targets: list[Tensor] = []
     for pick, (row, column), turn in zip(picks, corners, turns, strict=True):
         for source, index, out in ((lq, pick, inputs), (hq, pick % hq.shape[0], targets)):
             patch = source[index, :, row : row + crop, column : column + crop]
@@ -118,7 +119,7 @@ def fit_pairs(
 def enhance(network: Residual, weights: Tensor, lq: Tensor) -> Tensor:
     """``network`` applied to (N, 1, S, S) without a graph, a few slices at a time."""
     with torch.no_grad():
-        return torch.cat([apply_network(network, weights, chunk) for chunk in lq.split(16)])
+        return torch.cat([apply_network(network, weights, chunk) for chunk in torch.split(lq, 16)])
 
 
 def evaluate(
@@ -132,7 +133,8 @@ def evaluate(
 ) -> Score:
     """Scores ``weights`` (``None``: the degraded input untouched) on patients of (n_i, 1, S, S).
 
-    The degradation of a patient's slices follows from ``seed`` alone, so arms are comparable pairwise.
+    The degradation of a patient's slices follows from ``seed`` alone, so arms are comparable
+    pairwise.
     """
     psnrs, ssims = [], []
     for number, slices in enumerate(patients):

@@ -7,8 +7,8 @@
    gradients towards them by moving the SPG's parameters.
 4. The released pairs: LQ = degrade(image) with a fixed seed, HQ = anchor(LQ).
 
-Pure: no files, no sockets, no clock. Everything random follows from the contract's digest, so a state
-restored from a checkpoint goes on exactly as the one it was taken from.
+Pure: no files, no sockets, no clock. Everything random follows from the contract's digest, so a
+state restored from a checkpoint goes on exactly as the one it was taken from.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,9 +64,7 @@ class Distiller:
         self.anchor_weights: Tensor | None = None
         self.parameters: Parameters = {
             name: value.to(device)
-            for name, value in identity_parameters(
-                contract.images, contract.task.size_px
-            ).items()
+            for name, value in identity_parameters(contract.images, contract.task.size_px).items()
         }
         self.images = self.prior.clone()
         self.bank = Bank()
@@ -95,7 +93,7 @@ class Distiller:
         )
 
     def ask(self) -> tuple[Ask, Tensor]:
-        """The next round's question and its weights (K, D). Raises ``RuntimeError`` when finished."""
+        """The next round's question and its weights (K, D); ``RuntimeError`` when finished."""
         if self.finished or self.anchor_weights is None:
             raise RuntimeError("nothing to ask: finished, or not prepared")
         ask = ask_of_round(self.contract, self.round + 1)
@@ -199,8 +197,8 @@ class Distiller:
     ) -> Tensor:
         """Matching distance of the set at one probe: fresh noise, one random symmetry a step.
 
-        The noise level is that of the images at the round's start: a hundred small steps hardly move
-        it, and a projection a step is saved.
+        The noise level is that of the images at the round's start: a hundred small steps hardly
+        move it, and a projection a step is saved.
         """
         noise = ct_denoise.draw(self.contract.task, level, generator=generator)
         turn = int(torch.randint(8, (1,), generator=generator))

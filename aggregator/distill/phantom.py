@@ -1,10 +1,10 @@
 """Procedural chest phantoms: anatomy from ellipses and tubes, tissue values from the literature.
 
 Nobody's scan: every shape is drawn from a seeded generator. CT numbers follow the usual tables (air
--1000, lung -870 to -750, fat -100, muscle 50, blood 40 to 60 or enhanced 150, liver 60, cancellous bone
-200, cortical bone 700 HU). A *textured* phantom adds what makes real slices hard to denoise: vessels in
-the lungs, organ inhomogeneity with a power-law spectrum, fat strands in muscle. A *smooth* one leaves
-that out and serves as a control.
+-1000, lung -870 to -750, fat -100, muscle 50, blood 40 to 60 or enhanced 150, liver 60, cancellous
+bone 200, cortical bone 700 HU). A *textured* phantom adds what makes real slices hard to denoise:
+vessels in the lungs, organ inhomogeneity with a power-law spectrum, fat strands in muscle. A
+*smooth* one leaves that out and serves as a control.
 """
 
 import math
@@ -31,10 +31,12 @@ def chest_phantoms(*, count: int, size_px: int, seed: int, textured: bool) -> Im
         random = np.random.default_rng([seed, number])
         # A van der Corput sequence covers the levels evenly for every count.
         level = _van_der_corput(number)
-        slices.append(_slice(size_px * SUPERSAMPLING, level=level, textured=textured, random=random))
+        slices.append(
+            _slice(size_px * SUPERSAMPLING, level=level, textured=textured, random=random)
+        )
     stack = np.stack(slices)
     size = (count, size_px, SUPERSAMPLING, size_px, SUPERSAMPLING)
-    return stack.reshape(size).mean(axis=(2, 4))[:, None].astype(np.float32)
+    return np.asarray(stack.reshape(size).mean(axis=(2, 4))[:, None], dtype=np.float32)
 
 
 def _van_der_corput(number: int) -> float:
@@ -47,21 +49,23 @@ def _van_der_corput(number: int) -> float:
 
 
 def power_law_field(size_px: int, *, exponent: float, random: np.random.Generator) -> Image:
-    """A Gaussian field of unit variance whose power falls as frequency to the -``exponent``: (S, S)."""
+    """A Gaussian field (S, S) of unit variance; power falls as frequency to the -``exponent``."""
     frequency = np.hypot(np.fft.fftfreq(size_px)[:, None], np.fft.rfftfreq(size_px)[None, :])
     frequency[0, 0] = 1.0
     spectrum = np.fft.rfft2(random.standard_normal((size_px, size_px)))
     spectrum *= frequency ** (-exponent / 2)
     spectrum[0, 0] = 0
     field = np.fft.irfft2(spectrum, s=(size_px, size_px))
-    return (field / field.std()).astype(np.float32)
+    return np.asarray(field / field.std(), dtype=np.float32)
 
 
 def _slice(size: int, *, level: float, textured: bool, random: np.random.Generator) -> Image:
     """One (size, size) slice; ``level`` runs from 0 (shoulders) to 1 (liver and kidneys)."""
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     y, x = np.meshgrid(axis, axis, indexing="ij")  # +y is the patient's back
-    wobble = [ndimage.gaussian_filter(random.standard_normal((size, size)), size / 12) for _ in "xy"]
+    wobble = [
+        ndimage.gaussian_filter(random.standard_normal((size, size)), size / 12) for _ in "xy"
+    ]
     x, y = (
         grid + 0.035 * field / np.abs(field).max()
         for grid, field in zip((x, y), wobble, strict=True)
@@ -72,7 +76,9 @@ def _slice(size: int, *, level: float, textured: bool, random: np.random.Generat
     y = y - random.uniform(-0.06, 0.06)
 
     def inside(cx: float, cy: float, rx: float, ry: float, power: float = 2.0) -> NDArray[np.bool_]:
-        inner: NDArray[np.bool_] = np.abs((x - cx) / rx) ** power + np.abs((y - cy) / ry) ** power < 1
+        inner: NDArray[np.bool_] = (
+            np.abs((x - cx) / rx) ** power + np.abs((y - cy) / ry) ** power < 1
+        )
         return inner
 
     image = np.full((size, size), AIR, np.float32)
@@ -138,7 +144,7 @@ def _slice(size: int, *, level: float, textured: bool, random: np.random.Generat
     table = (np.abs(y - table_y - 0.10 * x**2) < 0.012) & (np.abs(x) < 0.7) & ~body
     image[table] = random.uniform(-600, 0)
     # The scanner's own resolution: a little over one pixel of the fine grid.
-    return ndimage.gaussian_filter(image, random.uniform(0.7, 1.3)).astype(np.float32)
+    return np.asarray(ndimage.gaussian_filter(image, random.uniform(0.7, 1.3)), np.float32)
 
 
 def _ribs(

@@ -1,4 +1,4 @@
-"""The shared anatomical prior: where every distilled image starts, and never an enrolled patient."""
+"""The shared anatomical prior: where distilled images start; never an enrolled patient."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -2,14 +2,15 @@
 
     x = clamp( tone( warp(prior) ) + residual )
 
-1. ``warp``: displacement on a coarse grid, bicubically enlarged, bounded to a fraction of the grid's
-   spacing, so that anatomy moves but does not fold.
+1. ``warp``: displacement on a coarse grid, bicubically enlarged, bounded to a fraction of the
+   grid's spacing, so that anatomy moves but does not fold.
 2. ``tone``: a monotone piecewise-linear curve of the intensities (positive slopes by softplus).
-3. ``residual``: a sum of four levels of an image pyramid, bounded by tanh; the coarse levels may move
-   more than the fine ones, which keeps the spectrum of the change that of anatomy and not of noise.
+3. ``residual``: a sum of four levels of an image pyramid, bounded by tanh; the coarse levels may
+   move more than the fine ones, which keeps the spectrum of the change that of anatomy and not of
+   noise.
 
-All parameters zero is the identity on images in [0, 1]. Form and bounds are ours: arXiv 2511.13106 is
-known by its abstract alone.
+All parameters zero is the identity on images in [0, 1]. Form and bounds are ours: arXiv 2511.13106
+is known by its abstract alone.
 """
 
 import math
@@ -20,7 +21,7 @@ from torch.nn import functional
 
 WARP_GRID = 6
 WARP_BOUND = 0.25
-"""Largest displacement in units of the grid's spacing; below 1/3 neighbouring nodes cannot cross."""
+"""Largest displacement in units of the grid's spacing; below 1/3 neighbours cannot cross."""
 TONE_KNOTS = 16
 RESIDUAL_LEVELS = 4
 RESIDUAL_BOUND = 0.10

@@ -3,16 +3,17 @@
 1. HU to attenuation, mu = 0.0193/mm x (1 + HU/1000) (water at 70 keV, NIST XCOM).
 2. Parallel-beam line integrals p; mean transmission exp(-p).
 3. Tube-current modulation: every view of every slice gets the current that lets ``photons`` through
-   behind its thickest ray (full angular and z modulation; Kalender et al., Med. Phys. 26, 2248, 1999).
-4. Photon counts N ~ Poisson(I exp(-p)) plus electronic noise of sigma photons; after the logarithm the
-   line integral has variance (1/N)(1 + sigma^2/N).
+   behind its thickest ray (full angular and z modulation; Kalender et al., Med. Phys. 26, 2248,
+   1999).
+4. Photon counts N ~ Poisson(I exp(-p)) plus electronic noise of sigma photons; after the logarithm
+   the line integral has variance (1/N)(1 + sigma^2/N).
 5. The noise alone is filtered back-projected (Hann ramp) and added: LQ = HQ + FBP(noise).
 
 Approximated, and said so in every release: the noise after the logarithm is taken as Gaussian with
-the first-order variance (within 6% of the logarithm of Poisson counts from 20 photons on, a third too
-small at 5); mono-energetic, without scatter; a photon number is of one wide bin of the coarse grid, so
-it is no scanner's dose; HQ images are themselves reconstructions with noise of their own; the pixel
-edge is nominal. Step 2 may be done
+the first-order variance (within 6% of the logarithm of Poisson counts from 20 photons on, a third
+too small at 5); mono-energetic, without scatter; a photon number is of one wide bin of the coarse
+grid, so it is no scanner's dose; HQ images are themselves reconstructions with noise of their own;
+the pixel edge is nominal. Step 2 may be done
 once a slice and kept: noise is then drawn without projecting again.
 """
 
@@ -56,9 +57,7 @@ def dose(task: CtDenoise, hq: Tensor) -> Dose:
 def draw(task: CtDenoise, level: Dose, *, generator: torch.Generator) -> Tensor:
     """One realisation of the image noise, (N, 1, S, S) in window units."""
     normal = torch.randn(level.sigma.shape, generator=generator, device=generator.device)
-    noise = _beam(task, level.sigma.device).reconstruct(
-        normal.to(level.sigma.device) * level.sigma
-    )
+    noise = _beam(task, level.sigma.device).reconstruct(normal.to(level.sigma.device) * level.sigma)
     hu = noise * 1000 / (WATER_PER_MM * task.pixel_mm)
     return hu / (task.window_high_hu - task.window_low_hu)
 
@@ -66,7 +65,8 @@ def draw(task: CtDenoise, level: Dose, *, generator: torch.Generator) -> Tensor:
 def degrade(task: CtDenoise, hq: Tensor, *, seed: int) -> Tensor:
     """LQ of ``hq`` (N, 1, S, S), both in window units; the same seed gives the same noise.
 
-    Differentiable in ``hq``, through the noise level too. LQ is not clipped: clipping would bias it.
+    Differentiable in ``hq``, through the noise level too. LQ is not clipped: clipping would bias
+    it.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     return hq + draw(task, dose(task, hq), generator=generator)

@@ -1,9 +1,9 @@
 """Parallel-beam projection, its exact adjoint, and filtered back-projection.
 
 The projector A is a sparse matrix: every pixel's centre is projected on the detector and its area
-shared between the two nearest bins (pixel-driven, linear interpolation; Kak & Slaney, *Principles of
-Computerized Tomographic Imaging*, ch. 3). A and its transpose are both kept, so that the adjoint is
-exact and both are differentiable any number of times.
+shared between the two nearest bins (pixel-driven, linear interpolation; Kak & Slaney, *Principles
+of Computerized Tomographic Imaging*, ch. 3). A and its transpose are both kept, so that the adjoint
+is exact and both are differentiable any number of times.
 """
 
 import functools
@@ -31,14 +31,14 @@ class _Linear(torch.autograd.Function):
     """y = matrix @ x with the transpose as its derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
         ctx.matrices = (matrix, transpose)
         return matrix @ x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         matrix, transpose = ctx.matrices
-        applied = _Linear.apply(gradient.contiguous(), transpose, matrix)  # type: ignore[no-untyped-call]
+        applied = _Linear.apply(gradient.contiguous(), transpose, matrix)
         return applied, None, None
 
 
@@ -56,14 +56,14 @@ class ParallelBeam:
         """Line integrals of (N, 1, S, S), in units of pixel edges: (N, angles, bins)."""
         batch, size = image.shape[0], self.geometry.size_px
         columns = image.reshape(batch, size * size).T.contiguous()
-        out = _Linear.apply(columns, self._project, self._backproject)  # type: ignore[no-untyped-call]
+        out = _Linear.apply(columns, self._project, self._backproject)
         return cast(Tensor, out.T.reshape(batch, self.geometry.angles, self.geometry.bins))
 
     def backproject(self, sinogram: Tensor) -> Tensor:
         """The exact adjoint of :meth:`project`: (N, angles, bins) to (N, 1, S, S)."""
         batch, size = sinogram.shape[0], self.geometry.size_px
         columns = sinogram.reshape(batch, -1).T.contiguous()
-        out = _Linear.apply(columns, self._backproject, self._project)  # type: ignore[no-untyped-call]
+        out = _Linear.apply(columns, self._backproject, self._project)
         return cast(Tensor, out.T.reshape(batch, 1, size, size))
 
     def reconstruct(self, sinogram: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def _csr(matrix: sparse.csr_matrix, device: torch.device) -> Tensor:
 def _hann_ramp(bins: int) -> Tensor:
     """The ramp filter as a symmetric (bins, bins) Toeplitz matrix, Hann-windowed in frequency."""
     length = 2 * bins
-    kernel = np.zeros(length)
+    kernel: np.ndarray[Any, np.dtype[np.float64]] = np.zeros(length)
     kernel[0] = 0.25
     odd = np.arange(1, bins, 2)
     kernel[odd] = kernel[length - odd] = -1.0 / (math.pi * odd) ** 2
