@@ -77,7 +77,7 @@ def transfer(
                 elif response.status_code == 206 and not _continues(response, had):
                     raise NetworkError(name, "the server sent another range than asked for")
                 etag = response.headers.get("ETag", "")
-                for chunk in response.iter_raw(CHUNK_BYTES):
+                for chunk in response.iter_raw():  # as it comes: what came stays, if it breaks
                     if had + len(chunk) > limit:
                         raise TamperedFileError(name, f"is larger than {limit} bytes")
                     sink.write(chunk)
