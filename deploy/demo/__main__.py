@@ -202,8 +202,8 @@ def evaluate(
 def describe(given: argparse.Namespace, cohorts: Cohorts) -> str:
     """Whom the table is about."""
     kept_back = sum(1 for _ in cohorts.evaluation.iterdir())
-    kind = "simulated patients (phantoms, nobody was scanned)" if given.data is None else "patients"
-    return f"{kept_back} {kind} whom no hospital took part with"
+    kind = "simulated patients (phantoms: nobody was scanned)" if given.data is None else "patients"
+    return f"{kept_back} {kind} who were kept out of the federation"
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ class Federation:
             ended = all(process.poll() is not None for process in processes)
             for process in processes:
                 lines = process.lines()
-                for line in lines[told[process.name] :]:
+                for line in filter(str.strip, lines[told[process.name] :]):
                     on_line(line)
                 told[process.name] = len(lines)
                 if process.poll():

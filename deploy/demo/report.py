@@ -12,7 +12,7 @@ ROWS = {
     "input": "the noisy images, untouched",
     "prior": "phantom prior",
     "prior_textured": "textured phantom prior",
-    "public": "public volumes and textured phantom",
+    "public_direct": "the public volumes as they are",
     "distilled": "distilled: the release",
     "full": "all of the hospitals' images",
 }
@@ -55,7 +55,8 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 def print_report(console: Console, report: Mapping[str, Any], *, patients: str) -> None:
     """The table, what it comes to, and what it took."""
-    table = Table(title=f"Denoising of {patients}", title_justify="left")
+    console.print(f"Low-dose CT denoising, judged on {patients}:", highlight=False)
+    table = Table()
     table.add_column("network trained on")
     table.add_column("PSNR, dB", justify="right")
     table.add_column("SSIM", justify="right")
@@ -71,8 +72,8 @@ def print_report(console: Console, report: Mapping[str, Any], *, patients: str) 
     console.print(table)
     console.print("mean over patients ± standard deviation over seeds", style="dim")
     for name, text in (
-        ("gap_closed", "of the way from the prior to the hospitals' images"),
-        ("share_recovered", "of the way from the best control without hospital data"),
+        ("gap_closed", "of the way from the prior to full data"),
+        ("share_recovered", "of the way from the best control without hospital data to full data"),
     ):
         if report.get(name) is not None:
             console.print(f"{name:<20}{report[name]:>8.0%}  {text}", highlight=False)
@@ -82,7 +83,8 @@ def print_report(console: Console, report: Mapping[str, Any], *, patients: str) 
         console.print(f"{'gain_over_best_null':<20}{gain:>+5.2f} dB  {text}", highlight=False)
     for site, traffic in report["sites"].items():
         up, down = (traffic[name] / 2**20 for name in ("bytes_up", "bytes_down"))
-        text = f"{site}: {traffic['releases']} summaries left it, {up:.1f} MiB; {down:.1f} MiB came"
+        text = f"{site}: {traffic['releases']} mean gradients left it, {up:.1f} MiB"
+        text += f"; {down:.1f} MiB of requests came"
         console.print(text, highlight=False)
     peak = report["peak_rss_mib"].get("total")
     if peak:
