@@ -22,12 +22,9 @@ PRIVACY = (
 ROW_TITLES = {
     "input": "the degraded input, untouched",
     "prior": "prior only (no hospital data)",
-    "prior_warped": "prior, randomly warped (no hospital data)",
-    "prior_textured": "prior with smooth random texture (no hospital data)",
-    "public": "public images (no hospital data)",
+    "prior_textured": "textured phantoms (no hospital data)",
+    "public_direct": "public images as they are (no hospital data)",
     "distilled": "**distilled: this release**",
-    "real": "as many real slices",
-    "anchor": "the anchor network itself (not published)",
     "full": "all of the hospitals' training images",
 }
 PRIORS = {
@@ -58,8 +55,10 @@ class Utility(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     rows: dict[str, Row]
+    best_null: str | None = Field(None, description="row of the best control")
+    gain_over_best_null: float | None = Field(None, description="dB")
+    worth_of_hospital_data: float | None = Field(None, description="dB, full over best control")
     gap_closed: float | None = None
-    gain_over_best_null: float | None = None
     share_recovered: float | None = None
     evaluation: str | None = Field(None, description="on whom and how it was measured")
 
@@ -221,14 +220,19 @@ def _worth(utility: Utility | None) -> str:
     lines += ["", "Mean over held-out patients, ± standard deviation over seeds."]
     if utility.evaluation:
         lines.append(_plain(utility.evaluation))
+    best = f"the best control without hospital data (`{utility.best_null or 'best'}`)"
     figures = [
-        ("gain_over_best_null", utility.gain_over_best_null, "dB over the best control that used "
-         "no hospital data"),
+        ("gain_over_best_null", utility.gain_over_best_null, f"dB of this release over {best}"),
+        ("worth_of_hospital_data", utility.worth_of_hospital_data, f"dB of full over {best}"),
+        ("share_recovered", utility.share_recovered, "the first of these over the second"),
         ("gap_closed", utility.gap_closed, "(distilled − prior) / (full − prior)"),
-        ("share_recovered", utility.share_recovered, "(distilled − best control) / "
-         "(full − best control)"),
-    ]  # fmt: skip
-    lines += [f"\n`{n}` {value:.3f}: {text}." for n, value, text in figures if value is not None]
+    ]
+    known = [(name, value, text) for name, value, text in figures if value is not None]
+    if known:
+        lines += ["", "| figure | value | is |", "|---|---|---|"]
+        lines += [f"| `{name}` | {value:.2f} | {text} |" for name, value, text in known]
+    if utility.gain_over_best_null is not None and utility.gain_over_best_null <= 0:
+        lines += ["", "**It was worth no more than the best control without hospital data.**"]
     return "\n".join(lines)
 
 

@@ -1,0 +1,178 @@
+import json
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
+from torch.utils.data import DataLoader
+from typer.testing import CliRunner
+
+from shared.contract import CtDenoise, Residual, RunContract, canonical_json
+from shared.networks import apply_network, parameter_count
+from shared.release import train as training
+from shared.release.cli import app
+from shared.release.dataset import DistilledPairs
+from shared.release.errors import LocalError
+from shared.tasks import ct_denoise
+
+SIZE = 32
+CONTRACT = RunContract(
+    name="ct-demo",
+    task=CtDenoise(
+        size_px=SIZE, pixel_mm=10.0, angles=40, bins=48, photons=30.0, electronic_sigma=30.0
+    ),
+    student=Residual(depth=3, width=8),
+    anchor={"crop_px": 32},
+)
+
+
+def discs(count: int, *, seed: int) -> NDArray[np.float32]:
+    """(count, 1, S, S): a body with a denser disc in it."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
+    images = []
+    for _ in range(count):
+        cx, cy = random.uniform(-0.3, 0.3, 2)
+        body = np.where(x**2 + y**2 < 0.7, 0.5, 0.0)
+        images.append(np.where((x - cx) ** 2 + (y - cy) ** 2 < 0.05, 0.7, body))
+    return np.array(images, dtype=np.float32)[:, None]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def trainable(tmp_path: Path, contents: Callable[..., dict[str, bytes]]) -> Path:
+    """A release with real pairs of a tiny task."""
+    hq = discs(4, seed=1)
+    lq = ct_denoise.degrade(CONTRACT.task, torch.from_numpy(hq), seed=7).numpy()
+    files = {
+        "pairs.safetensors": save({"lq": np.ascontiguousarray(lq), "hq": hq}),
+        "provenance.json": canonical_json({"contract": CONTRACT.model_dump(mode="json")}),
+    }
+    folder = tmp_path / "trainable"
+    folder.mkdir()
+    for name, content in contents(files=files).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def read_discs(
+    folder: Path, *, size_px: int, low_hu: float, high_hu: float
+) -> list[NDArray[np.float32]]:
+    assert (size_px, low_hu, high_hu) == (SIZE, -1000.0, 1000.0)
+    return [discs(2, seed=20), discs(1, seed=21), discs(3, seed=22)]
+
+
+@pytest.fixture
+def _reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Point(EntryPoint):
+        def load(self) -> Any:
+            return read_discs
+
+    point = Point(name="folder", value="anything:read", group="fedstill.readers")
+    monkeypatch.setattr(training, "entry_points", lambda group: [point])
+
+
+def test_pairs_load_in_batches(trainable: Path) -> None:
+    pairs = DistilledPairs(trainable)
+    assert len(pairs) == 4
+    lq, hq = pairs[2]
+    assert lq.shape == hq.shape == (1, SIZE, SIZE)
+    assert lq.dtype == hq.dtype == torch.float32
+    np.testing.assert_array_equal(hq.numpy(), discs(4, seed=1)[2])
+    batches = list(DataLoader(pairs, batch_size=3))
+    assert [batch[0].shape[0] for batch in batches] == [3, 1]
+
+
+def test_pairs_of_a_folder_that_has_none(tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match="pairs"):
+        DistilledPairs(tmp_path)
+
+
+@pytest.mark.usefixtures("_reader")
+def test_train_beats_the_input_and_saves_the_network(
+    trainable: Path,
+    tmp_path: Path,
+    key: Ed25519PrivateKey,
+    write_pem: Callable[[Ed25519PrivateKey], Path],
+) -> None:
+    model, figures = tmp_path / "model.safetensors", tmp_path / "figures.json"
+    command = ["train", trainable, "--evaluate", tmp_path, "--steps", 150, "--seeds", 2]
+    command += ["--key", write_pem(key), "--json", figures, "--save", model]
+    done = CliRunner().invoke(app, [str(part) for part in command])
+    assert done.exit_code == 0, done.output
+    report = json.loads(figures.read_text())
+    assert report["patients"] == 3
+    assert report["slices"] == 6
+    rows = report["rows"]
+    assert rows["distilled"]["psnr"]["mean"] > rows["input"]["psnr"]["mean"] + 0.5
+    assert rows["distilled"]["psnr"]["n"] == 2
+    assert f"{rows['distilled']['psnr']['mean']:.2f}" in done.stdout
+
+    with safe_open(model, framework="pt") as file:
+        about = json.loads(file.metadata()["fedstill"])
+        weights = file.get_tensor("weights")
+    assert about["release"]["digest"] == report["release"]["digest"]
+    network = Residual.model_validate(about["network"])
+    assert weights.shape == (parameter_count(network),)
+
+    # The saved network, applied by hand, gives the figure of seed 0 again: patient means, averaged.
+    untouched, enhanced = [], []
+    for number, patient in enumerate(read_discs(tmp_path, size_px=32, low_hu=-1e3, high_hu=1e3)):
+        hq = torch.from_numpy(patient)
+        lq = ct_denoise.degrade(CONTRACT.task, hq, seed=number)
+        for images, psnrs in ((lq, untouched), (apply_network(network, weights, lq), enhanced)):
+            errors = ((images - hq) ** 2).mean(dim=(1, 2, 3))
+            psnrs.append(float((-10 * torch.log10(errors)).mean()))
+    assert np.mean(enhanced) - np.mean(untouched) > 0.5
+    spread = 3 * (rows["distilled"]["psnr"]["std"] + 0.05)
+    assert np.mean(enhanced) == pytest.approx(rows["distilled"]["psnr"]["mean"], abs=spread)
+
+
+@pytest.mark.usefixtures("_reader")
+def test_train_refuses_a_tampered_release(
+    trainable: Path,
+    tmp_path: Path,
+    key: Ed25519PrivateKey,
+    write_pem: Callable[[Ed25519PrivateKey], Path],
+) -> None:
+    (trainable / "pairs.safetensors").write_bytes(b"")
+    command = ["train", trainable, "--evaluate", tmp_path, "--key", write_pem(key)]
+    done = CliRunner().invoke(app, [str(part) for part in command])
+    assert done.exit_code == 10
+    assert "pairs.safetensors" in done.stderr
+
+
+def test_spread_is_the_sample_standard_deviation() -> None:
+    assert training._spread([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5), "n": 2}
+    assert training._spread([5.0]) == {"mean": 5.0, "std": 0.0, "n": 1}
+
+
+def test_a_missing_reader_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "entry_points", lambda group: [])
+    with pytest.raises(LocalError) as caught:
+        training.read_patients(tmp_path, CONTRACT)
+    assert "fedstill[train]" in caught.value.hint
+
+
+def test_an_unreadable_provenance(tmp_path: Path) -> None:
+    for content in ("", "{}", '{"contract": {"version": 2}}'):
+        (tmp_path / "provenance.json").write_text(content)
+        with pytest.raises(LocalError, match="provenance"):
+            training.read_contract_of(tmp_path)
