@@ -5,6 +5,7 @@ the code it has installed, and a site runs its own whatever the bundle says.
 """
 
 import hashlib
+import warnings
 
 from flwr.cli.build import build_fab_from_files
 
@@ -34,5 +35,7 @@ run = ""
 
 def build_bundle() -> tuple[bytes, str]:
     """The bundle and its SHA-256 (hex)."""
-    bundle, _ = build_fab_from_files({"pyproject.toml": PYPROJECT.encode()})
+    with warnings.catch_warnings():  # Flower names a pattern style that its library renamed
+        warnings.simplefilter("ignore", DeprecationWarning)
+        bundle, _ = build_fab_from_files({"pyproject.toml": PYPROJECT.encode()})
     return bundle, hashlib.sha256(bundle).hexdigest()

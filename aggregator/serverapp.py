@@ -37,7 +37,7 @@ app = ServerApp()
 log = logging.getLogger("fedstill")
 
 
-@app.main()
+@app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Works on the run that ``run-config`` names until it has ended."""
     name = str(context.run_config["run"])

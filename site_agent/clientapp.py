@@ -24,7 +24,7 @@ app = ClientApp()
 log = logging.getLogger("fedstill")
 
 
-@app.query("summarise")
+@app.query("summarise")  # type: ignore[untyped-decorator]
 def summarise(message: Message, context: Context) -> Message:
     """Answers one request: the worker's bytes as they are, or a refusal. Never raises."""
     content = RecordDict({"answer": ConfigRecord({"payload": answer(message)})})

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,12 +28,24 @@ from site_agent.environment import SITE_VARIABLE, SOCKET_VARIABLE
 from site_agent.settings import SiteSettings
 
 CONNECTED_LINE = "SuperNode ID"
-CONNECT_WITHIN_S = 60.0
+QUIET_FOR_S = 15.0
+"""A connection that takes longer is worth a word."""
 RESTART_AFTER_S = 3.0
 MAX_RESTART_AFTER_S = 20.0
 """The aggregator refuses a node that was killed while it still counts as online, up to a minute."""
 GRACE_S = 8.0
-EXPLANATIONS = (("NODE_ACT", "x"),)
+EXPLANATIONS = (
+    (
+        "[code: 2004]",
+        "the aggregator does not accept this site's key: hand it enrolment.json (`aggregator site "
+        "add`); after a crash of this site it accepts the key again within a minute",
+    ),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "aggregator-ca.crt does not vouch for the aggregator, or its certificate has another name: "
+        "ask for its tls/ca.crt and check the address in site.toml",
+    ),
+)
 """Signs in what the SuperNode wrote, and what they mean to the site's staff."""
 
 
@@ -64,7 +77,7 @@ def keep_connected(
     while not stop.is_set():
         process = start_supernode(settings)
         try:
-            if _await_connection(process, stop=stop):
+            if _await_connection(process, stop=stop, address=settings.aggregator, say=say):
                 pause_s = RESTART_AFTER_S
                 say(f"supernode ready: {settings.name} at {settings.aggregator}")
             while process.poll() is None and not stop.wait(0.5):
@@ -77,8 +90,14 @@ def keep_connected(
         pause_s = min(2 * pause_s, MAX_RESTART_AFTER_S)
 
 
-def _await_connection(process: Process, *, stop: threading.Event) -> bool:
+def _await_connection(
+    process: Process, *, stop: threading.Event, address: str, say: Callable[[str], None]
+) -> bool:
+    patience = time.monotonic() + QUIET_FOR_S
     while process.poll() is None and not stop.is_set():
+        if time.monotonic() > patience:
+            say(f"not connected yet: {address} does not answer; still trying")
+            patience = float("inf")
         try:
             wait_for_line(process, CONNECTED_LINE, timeout_s=0.2)
         except ProcessError:

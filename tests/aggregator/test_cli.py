@@ -1,0 +1,91 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from aggregator import launch
+from aggregator.cli import app
+from aggregator.home import AggregatorHome
+from aggregator.runs import prepare_run
+from shared.contract import RunContract
+
+CONTRACT = 'name = "demo"\n'
+
+
+def aggregator(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    assert aggregator("init", "--home", tmp_path / "h", "--superlink-port", "1").exit_code == 0
+    return tmp_path / "h"
+
+
+def enrolment(folder: Path, name: str) -> Path:
+    from site_agent.enrolment import enrol
+
+    enrol(home=folder / name, name=name, aggregator="localhost:1", images=folder)
+    return folder / name / "enrolment.json"
+
+
+def test_init_says_what_to_hand_over(tmp_path: Path) -> None:
+    result = aggregator("init", "--home", tmp_path, "--public-name", "agg.example.org", "--json")
+    document = json.loads(result.stdout)
+    assert document["superlink"] == "agg.example.org:9443"
+    assert Path(document["ca"]).exists()
+
+
+def test_what_a_site_makes_is_what_the_aggregator_takes(home: Path, tmp_path: Path) -> None:
+    file = enrolment(tmp_path, "st-anna")
+    first = aggregator("site", "add", file, "--home", home, "--json")
+    assert json.loads(first.stdout) == {"name": "st-anna", "new": True, "registered": False}
+    second = aggregator("site", "add", file, "--home", home)
+    assert second.exit_code == 0
+    assert "enrolled already" in second.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("up", "--home", "{tmp}/none"), "aggregator init"),
+        (("site", "add", "{tmp}/none.json", "--home", "{home}"), "none.json"),
+        (("launch", "{tmp}/none.toml", "--home", "{home}"), "none.toml"),
+        (("launch", "{tmp}/c.toml", "--home", "{home}"), "site add"),
+        (("launch", "{tmp}/c.toml", "--home", "{home}", "--site", "x"), "not enrolled: x"),
+        (("init", "--home", "{home}", "--api-port", "70000"), "api_port"),
+    ],
+)
+def test_errors_are_one_message_and_exit_code_1(
+    home: Path, tmp_path: Path, arguments: tuple[str, ...], named: str
+) -> None:
+    (tmp_path / "c.toml").write_text(CONTRACT)
+    result = aggregator(*(part.format(tmp=tmp_path, home=home) for part in arguments))
+    assert result.exit_code == 1
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_finished_run_is_published_without_asking_anyone(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.toml").write_text(CONTRACT)
+    aggregator("site", "add", enrolment(tmp_path, "st-anna"), "--home", home)
+    place = AggregatorHome(home)
+    run = prepare_run(place, RunContract(name="demo"), sites=["st-anna"], public=None)
+    (run / "pairs.safetensors").touch()
+    (run / "result.json").touch()
+    release = {"name": "demo", "version": 1, "digest": "0" * 64, "url": "http://x", "run": "r"}
+    monkeypatch.setattr(launch, "publish", lambda *_: release)
+    result = aggregator("launch", tmp_path / "c.toml", "--home", home, "--json")
+    assert json.loads(result.stdout) == release
+    assert "published demo v1" in aggregator("launch", tmp_path / "c.toml", "--home", home).stdout
+
+
+def test_launching_without_a_superlink_says_what_to_start(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(CONTRACT)
+    aggregator("site", "add", enrolment(tmp_path, "st-anna"), "--home", home)
+    result = aggregator("launch", tmp_path / "c.toml", "--home", home)
+    assert result.exit_code == 1
+    assert "aggregator up" in result.stderr

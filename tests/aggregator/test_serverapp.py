@@ -1,0 +1,209 @@
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app.error import Error
+from flwr.supercore.task_identity import TaskIdentity
+
+from aggregator import serverapp
+from aggregator.home import HOME_VARIABLE, AggregatorHome
+from aggregator.runs import is_held, prepare_run
+from aggregator.serverapp import GridExchange
+from shared.contract import RunContract
+
+Answer = Callable[[str, bytes, int], bytes | Error | None]
+"""(site, payload, how often it was asked) -> payload, Flower's error, or nothing yet."""
+
+
+class FakeGrid:
+    """Nodes that answer at the next pull; ``online`` may change between looks."""
+
+    def __init__(self, answer: Answer, online: list[list[str]]) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
+        self._answer = answer
+        self._online = online
+        self._names = sorted({name for names in online for name in names})
+        self._waiting: dict[str, Message] = {}
+        self.asked: dict[str, int] = {}
+        self.pushed: list[Message] = []
+
+    def get_nodes(self) -> list[SimpleNamespace]:
+        names = self._online.pop(0) if len(self._online) > 1 else self._online[0]
+        return [SimpleNamespace(name=n, node_id=self._names.index(n) + 10) for n in names]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"m{len(self.pushed)}"
+            self.pushed.append(message)
+            self._waiting[message.metadata.message_id] = message
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = []
+        for message_id in message_ids:
+            message = self._waiting[message_id]
+            site = self._names[message.metadata.dst_node_id - 10]
+            self.asked[site] = self.asked.get(site, 0) + 1
+            given = self._answer(site, message.content["request"]["payload"], self.asked[site])
+            if isinstance(given, Error):
+                replies.append(Message(given, reply_to=message))
+            elif given is not None:
+                content = RecordDict({"answer": ConfigRecord({"payload": given})})
+                replies.append(Message(content, reply_to=message))
+            if given is not None:
+                del self._waiting[message_id]
+        return replies
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serverapp, "POLL_S", 0.001)
+    monkeypatch.setattr(serverapp, "ONLINE_POLL_S", 0.01)
+    monkeypatch.setattr(serverapp, "PATIENCE_S", 0.2)
+
+
+def echo(site: str, payload: bytes, _times: int) -> bytes:
+    return site.encode() + b":" + payload
+
+
+def test_every_site_is_asked_once_and_answers_are_told_apart() -> None:
+    grid = FakeGrid(echo, [["a", "b", "c"]])
+    exchange = GridExchange(grid, sites=["a", "b", "c"], timeout_s=5)
+    for round in (1, 2, 3):
+        answers = exchange(b"%d" % round, round)
+        assert answers == {"a": b"a:%d" % round, "b": b"b:%d" % round, "c": b"c:%d" % round}
+    assert len(grid.pushed) == 9
+    assert {m.metadata.message_type for m in grid.pushed} == {"query.summarise"}
+    assert [m.metadata.group_id for m in grid.pushed] == ["1"] * 3 + ["2"] * 3 + ["3"] * 3
+
+
+def test_a_site_that_is_not_of_the_run_is_never_asked() -> None:
+    grid = FakeGrid(echo, [["a", "stranger"]])
+    assert GridExchange(grid, sites=["a"], timeout_s=5)(b"x", 1) == {"a": b"a:x"}
+    assert len(grid.pushed) == 1
+
+
+def test_a_late_site_is_waited_for() -> None:
+    grid = FakeGrid(echo, [["a"], ["a"], ["a", "b"]])
+    assert set(GridExchange(grid, sites=["a", "b"], timeout_s=5)(b"x", 1)) == {"a", "b"}
+
+
+def test_an_absent_site_costs_patience_once() -> None:
+    grid = FakeGrid(echo, [["a"]])
+    exchange = GridExchange(grid, sites=["a", "b"], timeout_s=5)
+    start = time.monotonic()
+    assert set(exchange(b"x", 1)) == {"a"}
+    first = time.monotonic() - start
+    start = time.monotonic()
+    assert set(exchange(b"y", 2)) == {"a"}
+    assert first >= 0.2 > time.monotonic() - start
+
+
+def test_a_lost_node_is_asked_again_with_the_same_bytes() -> None:
+    def answer(site: str, payload: bytes, times: int) -> bytes | Error:
+        return Error(code=5, reason="gone") if times == 1 else echo(site, payload, times)
+
+    grid = FakeGrid(answer, [["a"]])
+    assert GridExchange(grid, sites=["a"], timeout_s=5)(b"x", 1) == {"a": b"a:x"}
+    first, second = grid.pushed
+    assert first.content["request"]["payload"] == second.content["request"]["payload"]
+
+
+def test_errors_without_end_are_given_up() -> None:
+    grid = FakeGrid(lambda *_: Error(code=1, reason=""), [["a"]])
+    assert GridExchange(grid, sites=["a"], timeout_s=5)(b"x", 1) == {}
+    assert len(grid.pushed) == serverapp.TRIES
+
+
+def test_a_site_that_never_answers_costs_the_deadline() -> None:
+    grid = FakeGrid(lambda site, payload, _: b"ok" if site == "a" else None, [["a", "b"]])
+    start = time.monotonic()
+    assert GridExchange(grid, sites=["a", "b"], timeout_s=0.3)(b"x", 1) == {"a": b"ok"}
+    assert 0.3 <= time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"answer": ConfigRecord({"other": b"x"})}),
+        RecordDict({"answer": ConfigRecord({"payload": "text"})}),
+    ],
+)
+def test_an_answer_of_another_shape_is_no_message(content: RecordDict) -> None:
+    grid = FakeGrid(echo, [["a"]])
+    grid.pull_messages = lambda ids: [  # type: ignore[method-assign]
+        Message(content, reply_to=grid._waiting.pop(id)) for id in ids
+    ]
+    assert GridExchange(grid, sites=["a"], timeout_s=5)(b"x", 1) == {"a": b""}
+
+
+def run_app(run: Path, monkeypatch: pytest.MonkeyPatch, name: str | None = None) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(run.parent.parent))
+    context = Context(1, 0, {}, RecordDict(), {"run": name or run.name})
+    serverapp.app(FakeGrid(echo, [["a"]]), context)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    contract = RunContract(name="demo")
+    return prepare_run(AggregatorHome(tmp_path), contract, sites=["a"], public=None)
+
+
+def last_event(run: Path) -> dict[str, object]:
+    event: dict[str, object] = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+    return event
+
+
+def test_the_round_loop_gets_the_plan_and_the_lock(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def federate(**given: object) -> None:
+        seen.update(given, held=is_held(run))
+
+    monkeypatch.setattr("aggregator.federation.federate", federate)
+    run_app(run, monkeypatch)
+    assert seen["run"] == run
+    assert seen["sites"] == ("a",)
+    assert seen["held"]
+    assert not is_held(run)
+
+
+def test_a_failure_of_the_federation_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aggregator.federation import FederationError
+
+    def federate(**_: object) -> None:
+        raise FederationError("round 2: 1 of 3 sites gave a usable summary")
+
+    monkeypatch.setattr("aggregator.federation.federate", federate)
+    with pytest.raises(RuntimeError, match=r"events\.jsonl"):
+        run_app(run, monkeypatch)
+    assert last_event(run)["phase"] == "failed"
+    assert "1 of 3 sites" in str(last_event(run)["message"])
+
+
+def test_the_text_of_any_other_error_stays_in_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def federate(**_: object) -> None:
+        raise ValueError("CANARY")
+
+    monkeypatch.setattr("aggregator.federation.federate", federate)
+    with pytest.raises(RuntimeError) as raised:
+        run_app(run, monkeypatch)
+    assert "CANARY" not in str(raised.value)
+    assert "CANARY" not in (run / "events.jsonl").read_text()
+    assert "CANARY" in (run / "error.log").read_text()
+
+
+def test_a_run_name_is_no_path(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="not the name of a run"):
+        run_app(run, monkeypatch, name="../../../etc")
