@@ -36,11 +36,12 @@ def patient_gradient(
     """Gradient (D,) at ``weights`` of the mean loss over one patient's (n, 1, S, S) slices."""
     leaf = weights.detach().clone().requires_grad_(True)
     description = contract.network(network)
+    total = torch.zeros_like(leaf)
     for inputs, targets in zip(torch.split(lq, 8), torch.split(hq, 8), strict=True):
         loss = restoration_loss(apply_network(description, leaf, inputs), targets)
-        (loss * (inputs.shape[0] / lq.shape[0])).backward()
-    assert leaf.grad is not None
-    return leaf.grad
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        total += gradient * (inputs.shape[0] / lq.shape[0])
+    return total
 
 
 def cohort_gradients(

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
@@ -38,8 +39,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         matrix, transpose = ctx.matrices
-        applied = _Linear.apply(gradient.contiguous(), transpose, matrix)
+        applied = _apply(gradient.contiguous(), transpose, matrix)
         return applied, None, None
+
+
+_apply: Any = _Linear.apply
 
 
 class ParallelBeam:
@@ -56,14 +60,14 @@ class ParallelBeam:
         """Line integrals of (N, 1, S, S), in units of pixel edges: (N, angles, bins)."""
         batch, size = image.shape[0], self.geometry.size_px
         columns = image.reshape(batch, size * size).T.contiguous()
-        out = _Linear.apply(columns, self._project, self._backproject)
+        out = _apply(columns, self._project, self._backproject)
         return cast(Tensor, out.T.reshape(batch, self.geometry.angles, self.geometry.bins))
 
     def backproject(self, sinogram: Tensor) -> Tensor:
         """The exact adjoint of :meth:`project`: (N, angles, bins) to (N, 1, S, S)."""
         batch, size = sinogram.shape[0], self.geometry.size_px
         columns = sinogram.reshape(batch, -1).T.contiguous()
-        out = _Linear.apply(columns, self._backproject, self._project)
+        out = _apply(columns, self._backproject, self._project)
         return cast(Tensor, out.T.reshape(batch, 1, size, size))
 
     def reconstruct(self, sinogram: Tensor) -> Tensor:
@@ -85,12 +89,12 @@ def _system_matrix(geometry: Geometry) -> sparse.csr_matrix:
     size, bins = geometry.size_px, geometry.bins
     centre = (np.arange(size) - (size - 1) / 2).astype(np.float64)
     y, x = np.meshgrid(centre, centre, indexing="ij")
-    x, y = x.ravel(), y.ravel()
+    across, down = x.ravel(), y.ravel()
     pixels = np.arange(size * size, dtype=np.int32)
     rows, columns, values = [], [], []
     for view in range(geometry.angles):
         angle = math.pi * view / geometry.angles
-        position = x * math.cos(angle) + y * math.sin(angle) + (bins - 1) / 2
+        position = across * math.cos(angle) + down * math.sin(angle) + (bins - 1) / 2
         lower = np.floor(position).astype(np.int32)
         fraction = position - lower
         for bin_index, weight in ((lower, 1 - fraction), (lower + 1, fraction)):
@@ -122,7 +126,7 @@ def _csr(matrix: sparse.csr_matrix, device: torch.device) -> Tensor:
 def _hann_ramp(bins: int) -> Tensor:
     """The ramp filter as a symmetric (bins, bins) Toeplitz matrix, Hann-windowed in frequency."""
     length = 2 * bins
-    kernel: np.ndarray[Any, np.dtype[np.float64]] = np.zeros(length)
+    kernel: NDArray[np.float64] = np.zeros(length)
     kernel[0] = 0.25
     odd = np.arange(1, bins, 2)
     kernel[odd] = kernel[length - odd] = -1.0 / (math.pi * odd) ** 2

@@ -1,0 +1,62 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from shared.contract import ContractError, RunContract, canonical_json, read_contract
+
+
+def test_digest_is_the_sha256_of_sorted_compact_json() -> None:
+    contract = RunContract(name="ct-low-dose", seed=3)
+    document = json.loads(canonical_json(contract.model_dump(mode="json")))
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # RFC 8785 writes whole floats without a fraction, which json.dumps does not.
+    assert json.loads(text) == document
+    assert (
+        contract.digest()
+        == hashlib.sha256(canonical_json(contract.model_dump(mode="json"))).hexdigest()
+    )
+
+
+def test_digest_survives_a_round_trip_and_changes_with_any_field() -> None:
+    contract = RunContract(name="ct-low-dose")
+    assert RunContract.model_validate_json(contract.model_dump_json()).digest() == contract.digest()
+    others = [
+        contract.model_copy(update={"seed": 1}),
+        contract.model_copy(update={"images": 9}),
+        contract.model_copy(update={"task": contract.task.model_copy(update={"photons": 11.0})}),
+    ]
+    assert len({contract.digest(), *(other.digest() for other in others)}) == 4
+
+
+def test_a_contract_is_immutable_and_refuses_unknown_fields() -> None:
+    contract = RunContract(name="ct-low-dose")
+    with pytest.raises(ValidationError, match="frozen"):
+        contract.seed = 2  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="extra"):
+        RunContract.model_validate({"name": "ct", "sead": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('name = "Upper Case"', "name: "),
+        ('name = "ct"\nimages = 0', "images: "),
+        ('name = "ct"\n[task]\nsize_px = 64\n[anchor]\ncrop_px = 65', "crop_px"),
+        ('name = "ct"\n[anchor]\nrounds = 0\n[probes]\nrequests = 0', "nothing to ask"),
+        ('name = "ct"\n[task]\nwindow_low_hu = 500\nwindow_high_hu = 400', "window_high_hu"),
+        ("name = ", "not valid TOML"),
+    ],
+)
+def test_a_bad_contract_file_names_the_field(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "contract.toml"
+    file.write_text(text)
+    with pytest.raises(ContractError, match=said):
+        read_contract(file)
+
+
+def test_a_missing_contract_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"none\.toml: cannot be read"):
+        read_contract(tmp_path / "none.toml")

@@ -1,0 +1,134 @@
+import pytest
+import torch
+
+from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+from shared.gradients import clip, cohort_gradients, local_descent, patient_gradient, request_seed
+from shared.networks import apply_network, initial_weights
+from shared.training import noisy_pool
+
+CPU = torch.device("cpu")
+CONTRACT = RunContract(
+    name="ct",
+    task=CtDenoise(size_px=32, angles=60, bins=48, pixel_mm=9.0),
+    student=Residual(depth=2, width=4),
+    anchor_network=Residual(depth=2, width=4),
+    probes=Probes(draws=2, clip_norm=1000.0),
+    anchor=Anchor(local_steps=3, crop_px=16, clip_norm=1000.0),
+)
+
+
+def cohort(count: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(1 + i % 3, 1, 32, 32, generator=generator) for i in range(count)]
+
+
+def gradients(contract: RunContract, patients: list[torch.Tensor], **other: int) -> torch.Tensor:
+    weights = torch.stack([initial_weights(contract.student, seed=s) for s in (0, 1)])
+    return cohort_gradients(
+        contract=contract,
+        network="student",
+        weights=weights,
+        patients=patients,
+        seed=other.get("seed", 5),
+        device=CPU,
+    )
+
+
+def test_a_seed_depends_on_every_part_and_on_nothing_else() -> None:
+    assert request_seed("a", 1) == request_seed("a", 1)
+    assert len({request_seed("a", 1), request_seed("a", 2), request_seed("a1"), 0}) == 4
+    assert 0 <= request_seed("a") < 2**63
+
+
+def test_clipping_bounds_the_norm_keeps_the_direction_and_drops_nan() -> None:
+    vector = torch.tensor([3.0, 4.0])
+    torch.testing.assert_close(clip(vector, norm=1.0), vector / 5)
+    assert torch.equal(clip(vector, norm=5.1), vector)
+    assert torch.equal(clip(torch.tensor([1.0, float("nan")]), norm=1.0), torch.zeros(2))
+    assert torch.equal(clip(torch.zeros(2), norm=1.0), torch.zeros(2))
+
+
+def test_a_patients_gradient_is_the_derivative_of_the_mean_squared_error() -> None:
+    weights = initial_weights(CONTRACT.student, seed=0)
+    lq, hq = torch.rand(2, 11, 1, 32, 32)
+    ours = patient_gradient(contract=CONTRACT, network="student", weights=weights, lq=lq, hq=hq)
+    leaf = weights.clone().requires_grad_(True)
+    (apply_network(CONTRACT.student, leaf, lq) - hq).square().mean().backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(ours, leaf.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_every_patient_counts_the_same_however_many_slices_it_has() -> None:
+    patients = cohort(3)
+    together = gradients(CONTRACT, patients)
+    parts = []
+    for number, slices in enumerate(patients):
+        lq = noisy_pool(CONTRACT.task, slices, draws=2, seed=request_seed(5, number))
+        rows = [
+            patient_gradient(
+                contract=CONTRACT,
+                network="student",
+                weights=initial_weights(CONTRACT.student, seed=s),
+                lq=lq,
+                hq=slices.repeat(2, 1, 1, 1),
+            )
+            for s in (0, 1)
+        ]
+        parts.append(torch.stack(rows))
+    torch.testing.assert_close(together, torch.stack(parts).mean(0))
+
+
+def test_dropping_any_patient_moves_the_sum_by_at_most_the_clipping_norm() -> None:
+    norm = 1e-3
+    tight = CONTRACT.model_copy(update={"probes": Probes(draws=1, clip_norm=norm)})
+    patients = cohort(5)
+    everyone = gradients(tight, patients) * 5
+    # The last patient can be dropped without renumbering the others' noise.
+    without = gradients(tight, patients[:-1]) * 4
+    moved = (everyone - without).norm(dim=1)
+    assert bool((moved <= norm * 1.0001).all())
+    loose = CONTRACT.model_copy(update={"probes": Probes(draws=1, clip_norm=1000.0)})
+    moved = (gradients(loose, patients) * 5 - gradients(loose, patients[:-1]) * 4).norm(dim=1)
+    assert bool((moved > norm).all()), "the bound must be what holds it"
+
+
+def test_a_patient_with_broken_pixels_contributes_zero() -> None:
+    patients = cohort(3)
+    broken = [*patients, torch.full((1, 1, 32, 32), float("nan"))]
+    torch.testing.assert_close(gradients(CONTRACT, broken) * 4, gradients(CONTRACT, patients) * 3)
+
+
+def test_a_descent_of_local_steps_repeats_and_is_clipped() -> None:
+    weights = initial_weights(CONTRACT.anchor_network, seed=0)
+
+    def descent(contract: RunContract, seed: int) -> torch.Tensor:
+        return local_descent(
+            contract=contract,
+            network="anchor",
+            weights=weights,
+            patients=cohort(),
+            seed=seed,
+            device=CPU,
+        )
+
+    assert torch.equal(descent(CONTRACT, 1), descent(CONTRACT, 1))
+    assert not torch.equal(descent(CONTRACT, 1), descent(CONTRACT, 2))
+    tight = CONTRACT.model_copy(
+        update={"anchor": CONTRACT.anchor.model_copy(update={"clip_norm": 1e-3})}
+    )
+    assert float(descent(tight, 1).norm()) == pytest.approx(1e-3, rel=1e-4)
+    assert float(descent(CONTRACT, 1).norm()) > 1e-2
+
+
+def test_an_empty_cohort_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one patient"):
+        gradients(CONTRACT, [])
+    with pytest.raises(ValueError, match="at least one patient"):
+        local_descent(
+            contract=CONTRACT,
+            network="anchor",
+            weights=initial_weights(CONTRACT.anchor_network, seed=0),
+            patients=[],
+            seed=0,
+            device=CPU,
+        )

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from shared.contract import CtDenoise, Residual
+from shared.networks import apply_network, initial_weights
+from shared.training import dihedral, enhance, evaluate, fit_pairs, noisy_pool, sample_batch
+
+TASK = CtDenoise(size_px=32, angles=60, bins=48, pixel_mm=9.0)
+SMALL = Residual(depth=2, width=4)
+CPU = torch.device("cpu")
+
+
+def test_the_eight_symmetries_are_distinct_and_keep_every_value() -> None:
+    image = torch.arange(9.0).view(1, 3, 3)
+    turned = [dihedral(image, turn) for turn in range(8)]
+    assert len({tuple(one.flatten().tolist()) for one in turned}) == 8
+    assert all(torch.equal(one.flatten().sort().values, image.flatten()) for one in turned)
+
+
+def test_crops_of_a_pair_stay_in_register_when_targets_repeat() -> None:
+    hq = torch.rand(3, 1, 16, 16)
+    lq = torch.cat([hq + 1, hq + 2])  # draw-major: pair m belongs to slice m % 3
+    inputs, targets = sample_batch(
+        lq, hq, batch=32, crop_px=5, generator=torch.Generator().manual_seed(0)
+    )
+    offsets = (inputs - targets).round()
+    torch.testing.assert_close(inputs - targets, offsets, atol=1e-5, rtol=0)
+    assert set(offsets.flatten().tolist()) == {1.0, 2.0}
+
+
+def test_training_repeats_to_the_bit_and_follows_its_seed() -> None:
+    lq, hq = torch.rand(2, 4, 1, 32, 32)
+    first, second, other = (
+        fit_pairs(lq=lq, hq=hq, network=SMALL, steps=5, seed=seed, device=CPU) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_training_learns_a_constant_offset() -> None:
+    hq = torch.rand(6, 1, 32, 32)
+    weights = fit_pairs(lq=hq + 0.2, hq=hq, network=SMALL, steps=400, seed=0, device=CPU)
+    error = (enhance(SMALL, weights, hq + 0.2) - hq)[..., 2:-2, 2:-2]
+    assert float(error.square().mean()) < 0.04 / 20
+
+
+def test_checkpoints_are_points_of_one_trajectory() -> None:
+    lq, hq = torch.rand(2, 4, 1, 32, 32)
+    kept = fit_pairs(
+        lq=lq, hq=hq, network=SMALL, steps=6, seed=3, device=CPU, checkpoints=(0, 2, 6)
+    )
+    assert torch.equal(kept[0], initial_weights(SMALL, seed=3))
+    assert torch.equal(kept[2], fit_pairs(lq=lq, hq=hq, network=SMALL, steps=6, seed=3, device=CPU))
+    assert not torch.equal(kept[1], kept[2])
+
+
+def test_a_pool_holds_fresh_noise_of_every_slice_draw_by_draw() -> None:
+    hq = torch.rand(3, 1, 32, 32)
+    pool = noisy_pool(TASK, hq, draws=4, seed=1)
+    assert pool.shape == (12, 1, 32, 32)
+    noise = pool - hq.repeat(4, 1, 1, 1)
+    assert abs(float(noise.mean())) < 0.1 * float(noise.std())
+    assert not torch.equal(noise[0], noise[3])
+    assert torch.equal(pool, noisy_pool(TASK, hq, draws=4, seed=1))
+
+
+def test_scores_are_patient_means_of_the_untouched_input_and_of_a_network() -> None:
+    patients = [torch.rand(2, 1, 32, 32), torch.rand(1, 1, 32, 32)]
+    untouched = evaluate(
+        weights=None, network=SMALL, patients=patients, task=TASK, seed=0, device=CPU
+    )
+    identity = torch.zeros_like(initial_weights(SMALL, seed=0))
+    assert torch.equal(apply_network(SMALL, identity, patients[0]), patients[0])
+    same = evaluate(
+        weights=identity, network=SMALL, patients=patients, task=TASK, seed=0, device=CPU
+    )
+    assert len(untouched.psnr_db) == len(untouched.ssim) == 2
+    assert same.psnr_db == pytest.approx(untouched.psnr_db)
