@@ -1,0 +1,103 @@
+"""What the compose file, the Dockerfiles and the units promise."""
+
+import configparser
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    document = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())
+    found: dict[str, Any] = document["services"]
+    return found
+
+
+def commands(program: str) -> set[str]:
+    if program == "aggregator":
+        from aggregator.cli import app
+    else:
+        from site_agent.cli import app
+    return set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def mounts(service: dict[str, Any]) -> dict[str, str]:
+    """Container path to ``source[:mode]``; the source may hold a default with a colon."""
+    found = {}
+    for volume in service["volumes"]:
+        match = re.fullmatch(r"(.+?):(/[^:]*)(:ro)?", volume)
+        assert match, volume
+        found[match[2]] = match[1] + (match[3] or "")
+    return found
+
+
+def test_the_worker_has_images_and_no_network(services: dict[str, Any]) -> None:
+    worker = services["worker"]
+    assert worker["network_mode"] == "none"
+    assert "ports" not in worker
+    assert mounts(worker)["/images"].endswith(":ro")
+
+
+def test_the_supernode_has_the_network_and_no_images(services: dict[str, Any]) -> None:
+    supernode = services["supernode"]
+    assert "network_mode" not in supernode
+    assert set(mounts(supernode)) == {"/site"}
+    hidden = {entry.partition(":")[0] for entry in supernode["tmpfs"]}
+    assert {"/site/cohort", "/site/outbox"} <= hidden
+
+
+def test_only_the_edge_proxy_can_be_reached(services: dict[str, Any]) -> None:
+    assert services["edge"]["network_mode"] == "service:aggregator"
+    listens = re.findall(r"listen (\d+)", (DEPLOY / "aggregator" / "edge.conf").read_text())
+    published = [port.rpartition(":")[2] for port in services["aggregator"]["ports"]]
+    assert published == listens == ["8443"]
+    assert [name for name, service in services.items() if "ports" in service] == ["aggregator"]
+
+
+def test_the_edge_knows_the_default_ports() -> None:
+    from aggregator.home import AggregatorSettings
+
+    text = (DEPLOY / "aggregator" / "edge.conf").read_text()
+    settings = AggregatorSettings()  # type: ignore[call-arg]
+    assert f"https://127.0.0.1:{settings.superlink_port}/v1/fleet/" in text
+    assert f"http://127.0.0.1:{settings.api_port};" in text
+    assert settings.api_host == "127.0.0.1"
+
+
+def test_every_command_exists(services: dict[str, Any]) -> None:
+    for name in ("site", "aggregator"):
+        text = (DEPLOY / name / "Dockerfile").read_text()
+        (entry,) = json.loads(re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[0])
+        (default,) = json.loads(re.findall(r"^CMD (.*)$", text, re.MULTILINE)[-1])
+        assert default in {"--help", *commands(entry)}
+        for source in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
+            for part in source.split():
+                if part not in ("README.md", "LICENSE"):
+                    assert (DEPLOY.parent / part).exists(), part
+    for service in ("worker", "supernode"):
+        assert services[service]["command"][0] in commands("site-agent")
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_run_commands_that_exist(unit: Path) -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(unit.read_text())
+    program, command = parser["Service"]["ExecStart"].split()
+    assert command in commands(Path(program).name)
+    assert parser["Service"]["User"] == "fedstill"
+
+
+def test_the_workers_unit_has_no_network() -> None:
+    assert len(UNITS) == 3
+    text = (DEPLOY / "systemd" / "fedstill-worker.service").read_text()
+    assert "PrivateNetwork=yes" in text
+    assert "RestrictAddressFamilies=AF_UNIX" in text
