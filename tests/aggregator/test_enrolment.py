@@ -60,9 +60,7 @@ def test_a_site_is_recorded_once_and_registered_once(home: AggregatorHome, tmp_p
     assert key.startswith(b"-----BEGIN PUBLIC KEY-----")
 
 
-def test_a_comment_does_not_make_another_key(
-    home: AggregatorHome, tmp_path: Path
-) -> None:
+def test_a_comment_does_not_make_another_key(home: AggregatorHome, tmp_path: Path) -> None:
     key = openssh(ec.generate_private_key(ec.SECP384R1()))
     assert record_site(home, read_enrolment(write(tmp_path / "e.json", key=key)))
     assert not record_site(home, read_enrolment(write(tmp_path / "e.json", key=f"{key} it@host")))

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from aggregator.admission import Rejected, admit
+from shared.contract import RunContract
+from shared.messages import (
+    Message,
+    ProbeHeader,
+    RefusalCode,
+    SummaryHeader,
+    encode,
+    payload_digest,
+    probe_batch,
+    refusal,
+)
+
+CONTRACT = RunContract(name="ct")
+WEIGHTS = np.zeros((2, 3), np.float32)
+REQUEST = probe_batch(
+    contract=CONTRACT, round=2, kind="gradients", network="student", weights=WEIGHTS
+)
+DIGEST = payload_digest(encode(REQUEST))
+GOOD = np.full((2, 3), 0.01, np.float32)
+
+
+def summary(values: np.ndarray = GOOD, **changed: object) -> bytes:
+    fields: dict[str, object] = {
+        "contract_digest": CONTRACT.digest(),
+        "request_digest": DIGEST,
+        "round": 2,
+        "kind": "gradients",
+        "site": "a",
+        "patients_at_least": 10,
+        "seconds": 1.0,
+        **changed,
+    }
+    header = SummaryHeader.model_validate(fields)
+    return encode(Message(header=header, arrays={"values": values}))
+
+
+def checked(payload: bytes) -> np.ndarray:
+    assert isinstance(REQUEST.header, ProbeHeader)
+    return admit(
+        payload, site="a", request=REQUEST.header, request_digest=DIGEST, weights=WEIGHTS
+    ).values
+
+
+def test_an_honest_answer_is_admitted() -> None:
+    np.testing.assert_array_equal(checked(summary()), GOOD)
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"garbage", "not a message"),
+        (encode(REQUEST), "in place of a summary"),
+        (summary(site="b"), "site is not"),
+        (summary(round=1), "round is not"),
+        (summary(kind="local-steps"), "kind is not"),
+        (summary(contract_digest="0" * 64), "contract_digest is not"),
+        (summary(request_digest="0" * 64), "request_digest is not"),
+        (summary(patients_at_least=1), "fewer patients"),
+        (summary(GOOD[:1]), "shape"),
+        (summary(GOOD * np.float32(np.nan)), "not finite"),
+        (summary(GOOD * np.float32(np.inf)), "not finite"),
+        (summary(GOOD * np.float32(1e30)), "clipping norm"),
+        (summary(GOOD * 10), "clipping norm"),
+    ],
+)
+def test_a_bad_answer_is_rejected_with_its_reason(payload: bytes, said: str) -> None:
+    with pytest.raises(Rejected, match=said):
+        checked(payload)
+
+
+def test_a_refusal_keeps_its_code_and_incident() -> None:
+    payload = encode(refusal(site="a", code=RefusalCode.POLICY, incident="0123456789ab"))
+    with pytest.raises(Rejected, match=r"refused: policy .*0123456789ab"):
+        checked(payload)

@@ -1,0 +1,169 @@
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aggregator.federation import FederationError, federate
+from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+from shared.gradients import cohort_gradients, local_descent, request_seed
+from shared.messages import (
+    Message,
+    ProbeHeader,
+    SummaryHeader,
+    decode,
+    encode,
+    payload_digest,
+)
+
+CPU = torch.device("cpu")
+CONTRACT = RunContract(
+    name="ct",
+    task=CtDenoise(size_px=32, angles=60, bins=48, pixel_mm=9.0),
+    images=2,
+    min_patients=2,
+    student=Residual(depth=2, width=4),
+    anchor_network=Residual(depth=2, width=4),
+    probes=Probes(requests=1, depths=(3, 6), steps=3, clip_norm=10.0),
+    anchor=Anchor(rounds=2, local_steps=3, public_steps=4, crop_px=16),
+)
+SITES = ("a", "b", "c")
+
+
+class Hospitals:
+    """Three honest sites that count how often they were asked."""
+
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+
+    def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+        self.rounds.append(round)
+        return {site: self.answer(site, payload) for site in SITES}
+
+    def answer(self, site: str, payload: bytes) -> bytes:
+        message = decode(payload)
+        header = message.header
+        assert isinstance(header, ProbeHeader)
+        weights = torch.from_numpy(message.arrays["weights"])
+        generator = torch.Generator().manual_seed(ord(site))
+        patients = [torch.rand(1, 1, 32, 32, generator=generator) for _ in range(2)]
+        seed = request_seed(header.contract_digest, header.round, site)
+        if header.kind == "local-steps":
+            values = local_descent(
+                contract=header.contract,
+                network=header.network,
+                weights=weights[0],
+                patients=patients,
+                seed=seed,
+                device=CPU,
+            )[None]
+        else:
+            values = cohort_gradients(
+                contract=header.contract,
+                network=header.network,
+                weights=weights,
+                patients=patients,
+                seed=seed,
+                device=CPU,
+            )
+        summary = SummaryHeader(
+            contract_digest=header.contract_digest,
+            request_digest=payload_digest(payload),
+            round=header.round,
+            kind=header.kind,
+            site=site,
+            patients_at_least=5,
+            seconds=0.1,
+        )
+        return encode(Message(header=summary, arrays={"values": values.numpy()}))
+
+
+def test_a_run_ends_with_pairs_a_result_and_a_journal(tmp_path: Path) -> None:
+    hospitals = Hospitals()
+    federate(contract=CONTRACT, sites=SITES, exchange=hospitals, run=tmp_path)
+    pairs = load_file(tmp_path / "pairs.safetensors")
+    assert pairs["lq"].shape == pairs["hq"].shape == (2, 1, 32, 32)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert hospitals.rounds == [1, 2, 3], "one message a round carries all probes of it"
+    assert result["rounds"] == 3
+    assert {site: entry["releases"] for site, entry in result["sites"].items()} == dict.fromkeys(
+        SITES, 2 * 1 + 2
+    )
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert {event["phase"] for event in events} == {"public", "anchor", "probes", "distil", "done"}
+
+
+def test_a_finished_run_asks_nobody_again(tmp_path: Path) -> None:
+    federate(contract=CONTRACT, sites=SITES, exchange=Hospitals(), run=tmp_path)
+    again = Hospitals()
+    federate(contract=CONTRACT, sites=SITES, exchange=again, run=tmp_path)
+    assert again.rounds == []
+
+
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_a_run_killed_in_any_round_goes_on_and_ends_the_same(
+    tmp_path: Path, killed_in: int
+) -> None:
+    federate(contract=CONTRACT, sites=SITES, exchange=Hospitals(), run=tmp_path / "straight")
+
+    class Killed(Hospitals):
+        def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+            if round == killed_in:
+                raise KeyboardInterrupt
+            return super().__call__(payload, round)
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(contract=CONTRACT, sites=SITES, exchange=Killed(), run=tmp_path / "killed")
+    later = Hospitals()
+    federate(contract=CONTRACT, sites=SITES, exchange=later, run=tmp_path / "killed")
+    assert later.rounds == list(range(killed_in, 4)), "no round is asked twice"
+    straight, killed = (
+        (tmp_path / name / "pairs.safetensors").read_bytes() for name in ("straight", "killed")
+    )
+    assert straight == killed
+
+
+def test_the_run_goes_on_without_a_minority_that_lies(tmp_path: Path) -> None:
+    class OneLies(Hospitals):
+        def answer(self, site: str, payload: bytes) -> bytes:
+            return b"nonsense" if site == "b" else super().answer(site, payload)
+
+    federate(contract=CONTRACT, sites=SITES, exchange=OneLies(), run=tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["sites"]["b"]["releases"] == 0
+    assert "b: not a message of ours" in (tmp_path / "events.jsonl").read_text()
+
+
+def test_too_few_sites_stop_the_run_and_name_the_reason(tmp_path: Path) -> None:
+    class Alone(Hospitals):
+        def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+            return {"a": self.answer("a", payload)}
+
+    with pytest.raises(FederationError, match=r"1 of 3 sites.*b: no answer; c: no answer"):
+        federate(contract=CONTRACT, sites=SITES, exchange=Alone(), run=tmp_path)
+
+
+def test_a_folder_of_another_contract_is_left_alone(tmp_path: Path) -> None:
+    class Killed(Hospitals):
+        def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(contract=CONTRACT, sites=SITES, exchange=Killed(), run=tmp_path)
+    other = CONTRACT.model_copy(update={"seed": 1})
+    with pytest.raises(FederationError, match="another contract"):
+        federate(contract=other, sites=SITES, exchange=Hospitals(), run=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(FederationError, match="cannot be read"):
+        federate(contract=CONTRACT, sites=SITES, exchange=Hospitals(), run=tmp_path)
+
+
+def test_a_public_prior_without_a_folder_is_refused(tmp_path: Path) -> None:
+    contract = CONTRACT.model_copy(update={"prior": "public"})
+    with pytest.raises(FederationError, match="public images"):
+        federate(contract=contract, sites=SITES, exchange=Hospitals(), run=tmp_path)
