@@ -29,7 +29,8 @@ ROW_TITLES = {
 }
 PRIORS = {
     "phantom": "a procedural phantom: drawn by a program, of no person",
-    "public": "openly licensed volumes of people who are enrolled at no site",
+    "public": "public volumes, which the coordinator states to be openly licensed and of nobody "
+    "enrolled, and a procedural phantom",
 }
 
 
@@ -80,7 +81,7 @@ def provenance(
         "license": LICENSE,
         "method": {"follows": METHOD},
         "pairs": pairs,
-        "prior": {**prior, "kind": contract.prior},
+        "prior": dict(prior),
         "privacy": {
             "dp": None,
             "granularity": contract.granularity,
