@@ -171,7 +171,7 @@ def _ask_status(settings: SiteSettings) -> StatusHeader | None:
 @contextmanager
 def _told(*errors: type[Exception], interrupted: str = "Stopped.") -> Iterator[None]:
     """Turns expected failures into a message and an exit code."""
-    expected = (SettingsError, CohortError, *errors)
+    expected: tuple[type[Exception], ...] = (SettingsError, CohortError, *errors)
     try:
         yield
     except KeyboardInterrupt:

@@ -108,9 +108,12 @@ def read_header(path: Path) -> DicomSlice:
         if size > MAX_FILE_BYTES:
             raise Skipped(SkipReason.TOO_LARGE)
         syntax = _transfer_syntax(path)
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+        with path.open("rb") as file:
+            header = dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+            # It stopped before the tag, representation and length of the pixels.
+            pixel_bytes = size - file.tell() - (8 if syntax.is_implicit_VR else 12)
         _refuse_unwanted(header)
-        _refuse_impossible_size(header, size, compressed=syntax.is_compressed)
+        _refuse_impossible_size(header, pixel_bytes, compressed=syntax.is_compressed)
         plane = axial_plane(_numbers(header, "ImageOrientationPatient", 6))
         spacing = _numbers(header, "PixelSpacing", 2)
         if min(spacing) <= 0:
@@ -204,14 +207,14 @@ def _refuse_unwanted(header: Dataset) -> None:
         raise Skipped(SkipReason.BURNED_IN)
 
 
-def _refuse_impossible_size(header: Dataset, file_bytes: int, *, compressed: bool) -> None:
+def _refuse_impossible_size(header: Dataset, pixel_bytes: int, *, compressed: bool) -> None:
     rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
     bits = int(header.get("BitsAllocated") or 0)
     if max(rows, columns) > MAX_EDGE_PX:
         raise Skipped(SkipReason.TOO_LARGE)
     if min(rows, columns) < MIN_EDGE_PX or bits not in (8, 16, 32):
         raise Skipped(SkipReason.UNREADABLE)
-    if not compressed and file_bytes < rows * columns * bits // 8:
+    if not compressed and pixel_bytes < rows * columns * bits // 8:
         raise Skipped(SkipReason.TRUNCATED)
 
 

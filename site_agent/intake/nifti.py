@@ -1,6 +1,13 @@
 """Axial CT slices from NIfTI volumes in Hounsfield units."""
 
+import gzip
 import math
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +24,10 @@ SUFFIXES = (".nii", ".nii.gz")
 
 # NIfTI names no modality: a CT volume has something near air, an MR volume has no negative values.
 _CT_MINIMUM_HU = -500
+
+_HEADER_BYTES = 352
+_CHUNK_BYTES = 1 << 20
+_SPARE_BYTES = 64 * 2**20  # what may follow the voxels before reading on is a waste
 
 # ITK's warnings go to stderr and name the file.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -38,7 +49,8 @@ def read_header(path: Path) -> NiftiVolume:
         reader = sitk.ImageFileReader()
         reader.SetImageIO("NiftiImageIO")
         reader.SetFileName(str(path))
-        reader.ReadImageInformation()
+        with _without_stderr():
+            reader.ReadImageInformation()
         size, spacing = reader.GetSize(), reader.GetSpacing()
         direction, components = reader.GetDirection(), reader.GetNumberOfComponents()
     except Exception:
@@ -70,10 +82,12 @@ def read_header(path: Path) -> NiftiVolume:
 def read_slices(volume: NiftiVolume, chosen: list[int]) -> list[NDArray[np.int16]]:
     """Reads the ``chosen`` axial slices, counted from the feet, as a DICOM viewer shows them.
 
-    Raises ``Skipped`` (not-ct, unreadable).
+    Raises ``Skipped`` (not-ct, truncated, unreadable).
     """
+    _refuse_truncated(volume.path)
     try:
-        image = sitk.ReadImage(str(volume.path), imageIO="NiftiImageIO")
+        with _without_stderr():
+            image = sitk.ReadImage(str(volume.path), imageIO="NiftiImageIO")
         if image.GetDimension() == 4:
             image = image[:, :, :, 0]
         # LPS: x to the left, y to the back, z to the head; the array is (z, y, x).
@@ -95,3 +109,60 @@ def read_slices(volume: NiftiVolume, chosen: list[int]) -> list[NDArray[np.int16
         )
         for plane in stored
     ]
+
+
+def _refuse_truncated(path: Path) -> None:
+    """The library reads voxels that are missing as 0, which is water: so count them first.
+
+    Raises ``Skipped`` (truncated, unreadable); a compressed file's checksum is verified on the way.
+    """
+    try:
+        compressed = path.name.lower().endswith(".gz")
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+            promised = _promised_bytes(header)
+            found = len(header)
+            while found <= promised + _SPARE_BYTES and (chunk := file.read(_CHUNK_BYTES)):
+                found += len(chunk)
+    except (EOFError, zlib.error):
+        raise Skipped(SkipReason.TRUNCATED) from None
+    except (OSError, struct.error):
+        raise Skipped(SkipReason.UNREADABLE) from None
+    if found < promised:
+        raise Skipped(SkipReason.TRUNCATED)
+
+
+def _promised_bytes(header: bytes) -> int:
+    """The length of the file by its NIfTI-1 or NIfTI-2 header, in either byte order."""
+    for order in "<>":
+        (kind,) = struct.unpack_from(order + "i", header)
+        if kind == 348:
+            sizes = struct.unpack_from(order + "8h", header, 40)
+            (bits,) = struct.unpack_from(order + "h", header, 72)
+            (offset,) = struct.unpack_from(order + "f", header, 108)
+        elif kind == 540:
+            sizes = struct.unpack_from(order + "8q", header, 16)
+            (bits,) = struct.unpack_from(order + "h", header, 14)
+            (offset,) = struct.unpack_from(order + "q", header, 168)
+        else:
+            continue
+        if 1 <= sizes[0] <= 7 and math.isfinite(offset):
+            return int(offset) + math.prod(sizes[1 : sizes[0] + 1]) * bits // 8
+    raise Skipped(SkipReason.UNREADABLE)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Silences the NIfTI library, whose C code prints file names and cannot be told not to."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, 2)
+        finally:
+            os.close(null)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

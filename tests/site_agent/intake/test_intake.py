@@ -84,6 +84,14 @@ def test_what_cannot_be_read_is_counted_and_stops_nothing(tmp_path, write_slice)
     }
 
 
+def test_a_truncated_copy_does_not_hide_the_whole_file(tmp_path, write_slice):
+    content = write_slice(tmp_path / "b").read_bytes()
+    (tmp_path / "a").write_bytes(content[:-10])
+    patients, report = read(tmp_path)
+    assert len(patients) == 1
+    assert report.skipped == {SkipReason.TRUNCATED: 1}
+
+
 def test_linked_folders_are_followed_once(tmp_path, write_slice):
     write_slice(tmp_path / "real" / "p1" / "1", patient_id="A")
     folder = tmp_path / "hospital"

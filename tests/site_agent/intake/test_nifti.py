@@ -58,13 +58,35 @@ def test_a_volume_without_air_is_not_ct(tmp_path):
     assert caught.value.reason is SkipReason.NOT_CT
 
 
-def test_other_files_are_codes(tmp_path, capfd):
+def test_other_files_are_codes(tmp_path):
     flat = write_volume(tmp_path / "flat.nii", np.zeros((4, 4), np.int16))
-    broken = tmp_path / "CANARY.nii.gz"
+    broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(b"\x1f\x8b not a volume")
     for path, reason in [(flat, SkipReason.NOT_A_VOLUME), (broken, SkipReason.UNREADABLE)]:
         with pytest.raises(Skipped) as caught:
             read_header(path)
         assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_missing_voxels_are_not_taken_for_water(tmp_path, name):
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (4, 6, 5)).astype(np.int16)
+    path = write_volume(tmp_path / name, voxels)
+    header = read_header(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(Skipped) as caught:
+        read_slices(header, [0])
+    assert caught.value.reason is SkipReason.TRUNCATED
+
+
+def test_the_library_does_not_print(tmp_path, capfd):
+    path = tmp_path / "a.nii"
+    path.write_bytes(b"CANARY" * 100)
+    # The positive control: without us it says something.
+    with pytest.raises(RuntimeError):
+        sitk.ReadImage(str(path), imageIO="NiftiImageIO")
+    assert capfd.readouterr().err
+    with pytest.raises(Skipped):
+        read_header(path)
     output = capfd.readouterr()
-    assert "CANARY" not in output.out + output.err
+    assert output.out + output.err == ""

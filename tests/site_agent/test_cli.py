@@ -1,0 +1,204 @@
+import base64
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from typer.testing import CliRunner
+
+from site_agent.cli import app
+from site_agent.incidents import log
+from site_agent.outbox import Outbox
+from site_agent.settings import read_settings
+
+CANARIES = ("CANARY^JANE", "CANARY-MRN-77", "CANARY-PRIVATE", "CANARY-FOLDER", "CANARYFILE")
+
+
+@pytest.fixture
+def invoke(tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(app, [*arguments, "--home", str(tmp_path / "home")])
+
+    return run
+
+
+def init(invoke, images):
+    return invoke(
+        *("init", "--name", "site-a", "--aggregator", "localhost:8443", "--images", str(images))
+    )
+
+
+def occurrences(content):
+    """Which canaries are in ``content``: as text, UTF-16, base64 or hex."""
+    found = set()
+    lowered = content.lower()
+    for canary in CANARIES:
+        plain = canary.encode()
+        forms = [plain, canary.encode("utf-16-le"), plain.hex().encode()]
+        # Base64 of the middle, for each alignment it can have.
+        for shift in range(3):
+            encoded = base64.b64encode(b"\0" * shift + plain)
+            forms.append(encoded[4 if shift else 0 : -4])
+        found |= {canary for form in forms if form.lower() in lowered}
+    return found
+
+
+def plant(folder, write_slice):
+    """Six patients whose identifiers and names are canaries, and files that fail in many ways."""
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        stored = generator.integers(0, 1500, (40, 40)).astype(np.uint16)
+        path = folder / f"CANARY-FOLDER-{number}" / "CANARYFILE.dcm"
+        write_slice(
+            path, stored, patient_id=f"CANARY-MRN-77-{number}", PatientName=f"CANARY^JANE^{number}"
+        )
+        dataset = dcmread(path)
+        dataset.add_new((0x0011, 0x0010), "LO", "CANARY-PRIVATE")
+        dataset.save_as(path)
+    content = (folder / "CANARY-FOLDER-0" / "CANARYFILE.dcm").read_bytes()
+    (folder / "CANARYFILE-broken").write_bytes(content.replace(b"-1024.0 ", b"CANARY^J"))
+    (folder / "CANARYFILE-short").write_bytes(content[:-200])
+    (folder / "CANARYFILE.nii").write_bytes(b"CANARY-PRIVATE" * 40)
+
+
+def test_init_says_what_comes_next(invoke, tmp_path):
+    result = init(invoke, tmp_path)
+    assert result.exit_code == 0
+    assert "aggregator-ca.crt" in result.output
+    again = init(invoke, tmp_path)
+    assert again.exit_code == 2
+    assert "is there already" in again.output
+
+
+def test_index_counts_for_people_and_machines(invoke, tmp_path, write_slice):
+    images = tmp_path / "images"
+    plant(images, write_slice)
+    init(invoke, images)
+    result = invoke("index", "--json")
+    assert result.exit_code == 0
+    counts = json.loads(result.stdout)
+    assert (counts["patients"], counts["slices"], counts["files"]) == (6, 6, 9)
+    assert sum(counts["skipped"].values()) == 3
+    assert "6 patients" in invoke("index").stdout
+
+
+def test_nothing_usable_is_a_clear_error(invoke, tmp_path, write_slice):
+    write_slice(tmp_path / "images" / "a", Modality="MR")
+    init(invoke, tmp_path / "images")
+    result = invoke("index")
+    assert result.exit_code == 2
+    assert "1 not-ct" in result.output
+    (tmp_path / "images" / "a").unlink()
+    (tmp_path / "images").rmdir()
+    result = invoke("index")
+    assert result.exit_code == 2
+    assert "is not a folder" in result.output
+
+
+def test_commands_on_a_home_that_is_none_say_so(invoke):
+    for command in ("index", "worker", "connect", "up", "status"):
+        result = invoke(command)
+        assert result.exit_code == 2
+        assert "site-agent init" in result.output
+
+
+def test_status_without_a_worker(invoke, tmp_path):
+    init(invoke, tmp_path)
+    result = invoke("status", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"site": "site-a", "running": False}
+
+
+def test_every_command_explains_itself():
+    for command in ("init", "index", "worker", "connect", "up", "status"):
+        result = CliRunner().invoke(app, [command, "--help"])
+        assert result.exit_code == 0
+        assert "--home" in result.output
+
+
+def test_identifiers_stay_in_the_image_folder(tmp_path, write_slice):
+    from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+    from shared.messages import decode, encode, probe_batch
+    from shared.networks import initial_weights
+    from site_agent.cohort import open_cohort
+    from site_agent.worker import answer
+
+    tiny = Residual(depth=2, width=4)
+    images, home = tmp_path / "images", tmp_path / "home"
+    plant(images, write_slice)
+    # The positive control: the search finds each canary where it was planted.
+    planted = b"".join(path.read_bytes() for path in images.rglob("*") if path.is_file())
+    names = " ".join(str(path) for path in images.rglob("*")).encode()
+    assert occurrences(planted + names) == set(CANARIES)
+    assert occurrences(base64.b64encode(planted)) and occurrences(planted.hex().encode())
+
+    said = b""
+    for arguments in (
+        ["init", "--name", "a", "--aggregator", "localhost:1", "--images", str(images)],
+        ["index"],
+        ["index", "--json"],
+        ["status"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "site_agent.cli", *arguments, "--home", str(home)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONWARNINGS": "always"},
+        )
+        said += done.stdout
+    assert b"6 patients" in said
+    contract = RunContract(
+        name="tiny",
+        task=CtDenoise(size_px=32, angles=30, bins=48),
+        student=tiny,
+        anchor_network=tiny,
+        anchor=Anchor(rounds=1, local_steps=1, batch=2, crop_px=16),
+        probes=Probes(requests=1, draws=1),
+    )
+    settings = read_settings(home)
+    payload = encode(
+        probe_batch(
+            contract=contract,
+            round=1,
+            kind="gradients",
+            network="student",
+            weights=initial_weights(tiny, seed=0).numpy()[None],
+        )
+    )
+    replies = [
+        answer(
+            content,
+            settings=settings,
+            cohort=open_cohort(settings.cohort_path),
+            outbox=Outbox(settings.outbox_path),
+        )
+        for content in (payload, b"CANARY-PRIVATE", payload[:-3])
+    ]
+    assert decode(replies[0]).header.type == "summary"
+    left = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    # Names of the home's files too; the images' folder itself is in site.toml, which stays.
+    left += " ".join(path.name for path in home.rglob("*")).encode()
+    assert occurrences(said + b"".join(replies) + left) == set()
+    assert log.propagate is False
+
+
+@pytest.mark.slow
+def test_up_stops_with_the_fix_where_a_part_cannot_run(tmp_path):
+    home = tmp_path / "home"
+    arguments = ["--name", "a", "--aggregator", "localhost:1", "--images", str(tmp_path)]
+    command = [sys.executable, "-m", "site_agent.cli"]
+    subprocess.run([*command, "init", *arguments, "--home", str(home)], check=True)
+    done = subprocess.run(
+        [*command, "up", "--home", str(home)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "worker ready" in done.stdout
+    assert "aggregator-ca.crt" in done.stdout
+    assert not (home / "worker.sock").exists()

@@ -1,0 +1,155 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+from shared.messages import Message, StatusQueryHeader, decode, encode, probe_batch
+from shared.networks import initial_weights
+from site_agent.cohort import build_cohort
+from site_agent.enrolment import enrol
+from site_agent.frames import call
+from site_agent.intake.slices import PatientSlices, Slice
+
+TINY = Residual(depth=2, width=4)
+STATUS = encode(Message(header=StatusQueryHeader()))
+
+
+@pytest.fixture
+def settings(tmp_path):
+    made = enrol(
+        home=tmp_path / "home", name="site-a", aggregator="localhost:1", images=tmp_path / "images"
+    )
+    index(made, patients=6)
+    return made
+
+
+def index(settings, *, patients):
+    generator = np.random.default_rng(0)
+    hu = generator.integers(-1000, 500, (40, 40)).astype(np.int16)
+    build_cohort(
+        settings.cohort_path,
+        [PatientSlices(f"{n:032x}", [Slice(hu, (1.0, 1.0), 2.0)]) for n in range(patients)],
+    )
+
+
+def request(*, local_steps=3, round=1, kind="gradients"):
+    contract = RunContract(
+        name="tiny",
+        task=CtDenoise(size_px=32, angles=30, bins=48),
+        student=TINY,
+        anchor_network=TINY,
+        anchor=Anchor(rounds=2, local_steps=local_steps, batch=2, crop_px=16),
+        probes=Probes(requests=2, draws=1),
+    )
+    weights = initial_weights(TINY, seed=0).numpy()[None]
+    return encode(
+        probe_batch(contract=contract, round=round, kind=kind, network="student", weights=weights)
+    )
+
+
+@contextmanager
+def running(settings, *, ready=True):
+    """A worker process; its output is in ``home/out``."""
+    output = settings.home / "out"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "site_agent.cli", "worker", "--home", str(settings.home)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "FEDSTILL_THREADS": "1"},
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while ready and b"worker ready" not in output.read_bytes():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def internet_sockets(pid):
+    """Inodes of the process's TCP and UDP sockets, from its open files and its network's tables."""
+    open_inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # the folder's own descriptor, already closed
+            found = re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink()))
+            open_inodes |= {found[1]} if found else set()
+    table = set()
+    for protocol in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6"):
+        path = Path(f"/proc/{pid}/net/{protocol}")
+        if path.exists():
+            table |= {line.split()[9] for line in path.read_text().splitlines()[1:]}
+    return open_inodes & table
+
+
+@pytest.mark.slow
+def test_the_worker_answers_has_no_network_and_survives_being_killed(settings):
+    with running(settings) as process:
+        answer = call(settings.socket_path, request(), timeout_s=60)
+        assert decode(answer).header.type == "summary"
+        assert settings.socket_path.stat().st_mode & 0o777 == 0o600
+        # Positive control: the test would see a listening TCP socket, here one of its own.
+        with socket.create_server(("127.0.0.1", 0)):
+            assert internet_sockets(os.getpid())
+            assert not internet_sockets(process.pid)
+        # A second worker on this home is refused, with the fix.
+        with running(settings, ready=False) as second:
+            assert second.wait(60) == 2
+            assert "another worker is running" in (settings.home / "out").read_text()
+        process.kill()
+        process.wait()
+    with running(settings) as process:
+        assert call(settings.socket_path, request(), timeout_s=60) == answer
+        # A new index is taken without a restart.
+        index(settings, patients=2)
+        refused = decode(call(settings.socket_path, request(round=2), timeout_s=60)).header
+        assert (refused.type, refused.code) == ("refusal", "too-few-patients")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert not settings.socket_path.exists()
+
+
+@pytest.mark.slow
+def test_status_and_sigterm_while_computing(settings):
+    with running(settings) as process:
+        asked = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from pathlib import Path; from site_agent.frames import call;"
+                "call(Path(sys.argv[1]), sys.stdin.buffer.read(), timeout_s=60)",
+                str(settings.socket_path),
+            ],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        asked.stdin.write(request(kind="local-steps", local_steps=1000))
+        asked.stdin.close()
+        time.sleep(1.0)
+        status = decode(call(settings.socket_path, STATUS, timeout_s=5)).header
+        assert status.answered == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+        asked.wait()
+    assert not list(settings.outbox_path.rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_home_with_a_long_path_works(tmp_path):
+    home = tmp_path / ("long" * 30) / "home"
+    made = enrol(home=home, name="a", aggregator="localhost:1", images=tmp_path)
+    with running(made):
+        header = decode(call(made.socket_path, STATUS, timeout_s=10)).header
+        assert header.ready is False  # nothing is indexed

@@ -1,0 +1,49 @@
+import pytest
+
+from site_agent.policy import Policy
+from site_agent.settings import SettingsError, read_settings
+
+GOOD = 'name = "site-a"\naggregator = "host.example:443"\nimages = "images"\n'
+
+
+def write(home, text):
+    (home / "site.toml").write_text(text)
+    return home
+
+
+def test_settings_with_defaults(tmp_path):
+    settings = read_settings(write(tmp_path, GOOD))
+    assert settings.name == "site-a"
+    assert settings.images == tmp_path / "images"
+    assert settings.policy == Policy()
+    assert settings.socket_path == tmp_path / "worker.sock"
+
+
+def test_policy_is_read(tmp_path):
+    home = write(tmp_path, GOOD + "[policy]\nmin_patients = 12\ntasks = []\n")
+    policy = read_settings(home).policy
+    assert (policy.min_patients, policy.tasks) == (12, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("site-a", "Site A"), "name: use lower-case"),
+        (GOOD.replace(":443", ""), "aggregator: write HOST:PORT"),
+        ('name = "a"\nimages = "i"\n', "aggregator: missing"),
+        (GOOD + "imagse = 3\n", "imagse: unknown setting.*known: name"),
+        (GOOD + "[policy]\nmin_patient = 3\n", "policy.min_patient: unknown.*min_patients"),
+        (GOOD + "[policy]\nmin_patients = 1\n", "policy.min_patients: .*greater than or equal"),
+        (GOOD + 'home = "/elsewhere"\n', "home: .*remove"),
+        (GOOD + "name = \n", "not valid TOML.*line"),
+        (GOOD.replace('"images"', "3"), "images: "),
+    ],
+)
+def test_mistakes_are_named_with_their_fix(tmp_path, text, message):
+    with pytest.raises(SettingsError, match=message):
+        read_settings(write(tmp_path, text))
+
+
+def test_a_home_without_settings_says_how_to_make_them(tmp_path):
+    with pytest.raises(SettingsError, match="site-agent init --home"):
+        read_settings(tmp_path)

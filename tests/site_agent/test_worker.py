@@ -1,0 +1,231 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+from shared.messages import (
+    Message,
+    RefusalCode,
+    StatusQueryHeader,
+    decode,
+    encode,
+    payload_digest,
+    probe_batch,
+    refusal,
+)
+from shared.networks import initial_weights, parameter_count
+from site_agent import incidents, worker
+from site_agent.cohort import build_cohort, open_cohort
+from site_agent.intake.slices import PatientSlices, Slice
+from site_agent.outbox import Outbox
+from site_agent.policy import Policy
+from site_agent.settings import SiteSettings
+
+TINY = Residual(depth=2, width=4)
+CONTRACT = RunContract(
+    name="tiny",
+    task=CtDenoise(size_px=32, angles=30, bins=48),
+    student=TINY,
+    anchor_network=TINY,
+    anchor=Anchor(rounds=2, local_steps=3, batch=2, crop_px=16),
+    probes=Probes(requests=2, draws=1),
+)
+
+
+@pytest.fixture
+def site(tmp_path):
+    """``ask(payload)`` of a site with six patients; its settings and outbox as attributes."""
+    generator = np.random.default_rng(0)
+    build_cohort(
+        tmp_path / "cohort",
+        (
+            PatientSlices(
+                f"{number:032x}",
+                [
+                    Slice(generator.integers(-1000, 500, (40, 40)).astype(np.int16), (1, 1), 2.0)
+                    for _ in range(2)
+                ],
+            )
+            for number in range(6)
+        ),
+    )
+    settings = SiteSettings(
+        home=tmp_path, name="site-a", aggregator="localhost:1", images=tmp_path / "images"
+    )
+    cohort = open_cohort(tmp_path / "cohort")
+    outbox = Outbox(tmp_path / "outbox")
+
+    def ask(payload, *, settings=settings, cohort=cohort):
+        return worker.answer(payload, settings=settings, cohort=cohort, outbox=outbox)
+
+    ask.settings, ask.outbox, ask.cohort = settings, outbox, cohort
+    return ask
+
+
+def request(*, contract=CONTRACT, round=1, kind="gradients", network="student", weights=None):
+    if weights is None:
+        count = 1 if kind == "local-steps" else 2
+        weights = np.stack([initial_weights(TINY, seed=seed).numpy() for seed in range(count)])
+    return encode(
+        probe_batch(contract=contract, round=round, kind=kind, network=network, weights=weights)
+    )
+
+
+def code_of(reply):
+    header = decode(reply).header
+    assert header.type == "refusal"
+    assert header.site == "site-a"
+    return header.code
+
+
+@pytest.mark.parametrize("kind", ["gradients", "local-steps"])
+def test_a_request_is_answered(site, kind):
+    payload = request(kind=kind)
+    reply = decode(site(payload))
+    assert reply.header.type == "summary"
+    assert reply.header.kind == kind
+    assert reply.header.contract_digest == CONTRACT.digest()
+    assert reply.header.request_digest == payload_digest(payload)
+    assert reply.header.patients_at_least == 5  # six, in its bucket
+    assert reply.arrays["values"].shape == decode(payload).arrays["weights"].shape
+    assert np.isfinite(reply.arrays["values"]).all()
+    assert np.abs(reply.arrays["values"]).max() > 0
+
+
+def test_the_same_request_gets_the_same_bytes_and_is_computed_once(site, monkeypatch):
+    first = site(request())
+    monkeypatch.setattr(worker, "cohort_gradients", None)
+    assert site(request()) == first
+    assert site.outbox.answered() == 1
+
+
+def test_another_request_under_an_answered_round_is_refused(site):
+    site(request())
+    other = np.zeros((1, parameter_count(TINY)), np.float32)
+    assert code_of(site(request(weights=other))) is RefusalCode.ROUND_REUSED
+    assert decode(site(request(weights=other, round=2))).header.type == "summary"
+
+
+def test_an_answer_is_on_the_disk_before_it_is_sent(site, monkeypatch):
+    def fail(*_arguments, **_keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Outbox, "store", fail)
+    assert code_of(site(request())) is RefusalCode.INTERNAL
+
+
+def other_digest(payload):
+    message = decode(payload)
+    header = message.header.model_copy(update={"contract_digest": "0" * 64})
+    return encode(message.model_copy(update={"header": header}))
+
+
+def weights_of(value, *, shape=None):
+    shape = shape or (1, parameter_count(TINY))
+    return np.full(shape, value, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (b"", RefusalCode.MALFORMED),
+        (b"\xff" * 100, RefusalCode.MALFORMED),
+        (request()[:-1], RefusalCode.MALFORMED),
+        (encode(refusal(site="x", code="internal", incident="0" * 12)), RefusalCode.UNKNOWN_KIND),
+        (other_digest(request()), RefusalCode.DIGEST_MISMATCH),
+        (request(round=CONTRACT.rounds + 1), RefusalCode.POLICY),
+        (request(weights=weights_of(0, shape=(65, 3))), RefusalCode.POLICY),
+        (request(weights=weights_of(0, shape=(1, 3))), RefusalCode.BAD_WEIGHTS),
+        (request(weights=weights_of(0, shape=(3,))), RefusalCode.BAD_WEIGHTS),
+        (request(weights=weights_of(0, shape=(0, 77))), RefusalCode.BAD_WEIGHTS),
+        (request(weights=weights_of(np.nan)), RefusalCode.BAD_WEIGHTS),
+        (request(weights=weights_of(np.inf)), RefusalCode.BAD_WEIGHTS),
+        (request(weights=weights_of(1e6)), RefusalCode.BAD_WEIGHTS),
+        (
+            request(kind="local-steps", weights=weights_of(0, shape=(2, parameter_count(TINY)))),
+            RefusalCode.BAD_WEIGHTS,
+        ),
+        (
+            request(contract=CONTRACT.model_copy(update={"min_patients": 4})),
+            RefusalCode.POLICY,
+        ),
+        (
+            request(contract=CONTRACT.model_copy(update={"min_patients": 7})),
+            RefusalCode.TOO_FEW_PATIENTS,
+        ),
+    ],
+)
+def test_what_is_not_allowed_is_refused_with_a_code_and_computes_nothing(
+    site, monkeypatch, payload, code
+):
+    monkeypatch.setattr(worker, "cohort_gradients", None)
+    monkeypatch.setattr(worker, "local_descent", None)
+    assert code_of(site(payload)) is code
+    assert site.outbox.answered() == 0
+
+
+def test_a_policy_that_was_tightened_also_stops_what_was_answered(site):
+    site(request())
+    strict = site.settings.model_copy(update={"policy": Policy(tasks=())})
+    assert code_of(site(request(), settings=strict)) is RefusalCode.POLICY
+
+
+def test_no_cohort(site):
+    assert code_of(site(request(), cohort=None)) is RefusalCode.NO_COHORT
+
+
+@pytest.mark.parametrize("values", [np.nan, 1e9], ids=["not finite", "above the clip norm"])
+def test_a_result_that_must_not_leave_does_not(site, monkeypatch, values):
+    monkeypatch.setattr(
+        worker, "cohort_gradients", lambda *, weights, **_: torch.full_like(weights, values)
+    )
+    assert code_of(site(request())) is RefusalCode.INTERNAL
+    assert site.outbox.answered() == 0
+
+
+def test_the_text_of_an_exception_stays_in_the_sites_log(site, monkeypatch, tmp_path, capfd):
+    def fail(**_keywords):
+        raise RuntimeError("CANARY: /images/DOE^JANE")
+
+    monkeypatch.setattr(worker, "cohort_gradients", fail)
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # log_to changes it
+    handlers = list(incidents.log.handlers)
+    incidents.log_to(tmp_path / "logs")
+    try:
+        reply = site(request())
+    finally:
+        for handler in set(incidents.log.handlers) - set(handlers):
+            incidents.log.removeHandler(handler)
+            handler.close()
+    assert code_of(reply) is RefusalCode.INTERNAL
+    output = capfd.readouterr()
+    assert b"CANARY" not in reply
+    assert "CANARY" not in output.out + output.err
+    # The positive control: it was there to leak, and the incident id finds it.
+    log = (tmp_path / "logs" / "worker.log").read_text()
+    assert "CANARY: /images/DOE^JANE" in log
+    assert decode(reply).header.incident in log
+    assert (tmp_path / "logs" / "worker.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_status(site):
+    query = encode(Message(header=StatusQueryHeader()))
+    header = decode(site(query)).header
+    assert (header.type, header.site, header.ready) == ("status", "site-a", True)
+    assert (header.patients_at_least, header.answered) == (5, 0)
+    assert decode(site(query, cohort=None)).header.ready is False
+
+
+def test_images_are_prepared_once(site, monkeypatch):
+    site(request(round=1))
+    monkeypatch.setattr(type(site.cohort), "images", None)
+    assert decode(site(request(round=2))).header.type == "summary"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two"])
+def test_threads_must_be_a_number(monkeypatch, text):
+    monkeypatch.setenv("FEDSTILL_THREADS", text)
+    with pytest.raises(ValueError, match="FEDSTILL_THREADS"):
+        worker.set_threads()
