@@ -26,6 +26,7 @@ from aggregator.runs import RunError, hold_run, read_plan, read_run_contract
 __all__ = ["app"]
 
 POLL_S = 0.1
+MAX_POLL_S = 0.5
 ONLINE_POLL_S = 1.0
 PATIENCE_S = 100.0
 """How long a round waits for a site that is offline: a restarted one is refused for a minute."""
@@ -112,7 +113,8 @@ class GridExchange:
             if now - start >= self._timeout_s:
                 break
             if idle_since or asked:
-                time.sleep(POLL_S)
+                # A long answer is not worth ten questions a second.
+                time.sleep(min(max(POLL_S, (now - start) / 20), MAX_POLL_S))
         self._given_up = set(self._sites) - set(answers)
         return answers
 

@@ -24,12 +24,14 @@ ACTIVE_POLL_S = 0.25
 IDLE_POLL_S = 1.0
 ACTIVE_FOR_S = 30.0
 """How long after a message the node keeps asking often."""
-# The package exports the function under the name of its module.
-command = import_module("flwr.supernode.cli.flower_supernode")
-REPLY_POLL_S = 0.05
+REPLY_POLL_S = 0.03
+MAX_REPLY_POLL_S = 0.25
 FIRST_BACKOFF_S = 0.1
 EMPTY_INBOX_S = 3
 """The pause that Flower makes where no message was there; the others wait for the ClientApp."""
+
+# The package exports a function under the name of this module.
+command = import_module("flwr.supernode.cli.flower_supernode")
 
 
 class Pulse:
@@ -37,18 +39,21 @@ class Pulse:
 
     def __init__(self, wake_fd: int) -> None:
         self._wake_fd = wake_fd
-        self._last_message = -ACTIVE_FOR_S
+        self._last_message = self._last_work = float("-inf")
 
     def message_arrived(self) -> None:
         """Keeps the pulse high for a while and wakes the executor."""
-        self._last_message = time.monotonic()
+        self._last_message = self._last_work = time.monotonic()
         os.write(self._wake_fd, b".")
 
     def sleep(self, seconds: float) -> None:
         """Stands in for ``time.sleep`` in the SuperNode's loop."""
+        now = time.monotonic()
         if seconds < EMPTY_INBOX_S:
-            time.sleep(REPLY_POLL_S)
-        elif time.monotonic() - self._last_message < ACTIVE_FOR_S:
+            self._last_work = now
+            waited = now - self._last_message
+            time.sleep(min(max(REPLY_POLL_S, waited / 20), MAX_REPLY_POLL_S))
+        elif now - self._last_work < ACTIVE_FOR_S:
             time.sleep(ACTIVE_POLL_S)
         else:
             time.sleep(IDLE_POLL_S)

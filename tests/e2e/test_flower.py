@@ -1,0 +1,398 @@
+"""The real thing on loopback: SuperLink with TLS and node keys, SuperNodes, and fake workers."""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.cli.build import build_fab_from_files
+
+from aggregator.home import AggregatorHome
+from aggregator.superlink import superlink
+from shared.contract import RunContract
+from shared.guardian import descendants
+from shared.messages import RefusalHeader, SummaryHeader, decode, encode, probe_batch
+from shared.processes import Process, become_subreaper, spawn, stop_all, wait_for_line
+from site_agent.enrolment import enrol
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+BINARIES = Path(sys.executable).parent
+TOKEN_VARIABLE = "FEDSTILL_TEST_TOKEN"
+SITES = ("st-anna", "st-bruno")
+CONTRACT = """
+name = "tiny"
+images = 2
+student = { depth = 2, width = 4 }
+anchor_network = { depth = 2, width = 4 }
+probes = { requests = 2, depths = [1, 2], steps = 2, draws = 1 }
+anchor = { rounds = 2, local_steps = 1, batch = 1, crop_px = 16, public_steps = 2 }
+task = { size_px = 32, angles = 30, bins = 48 }
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], bool], *, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+@dataclass
+class Deployment:
+    """Processes of one aggregator and two sites, all marked by a token in their environment."""
+
+    root: Path
+    token: str
+    processes: dict[str, Process] = field(default_factory=dict)
+
+    @property
+    def home(self) -> AggregatorHome:
+        return AggregatorHome(self.root / "aggregator")
+
+    def aggregator(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [
+            str(BINARIES / "aggregator"),
+            *map(str, arguments),
+            "--home",
+            str(self.home.root),
+        ]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env=self.environment, timeout=150
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, TOKEN_VARIABLE: self.token, "OMP_NUM_THREADS": "1"}
+
+    def spawn(self, name: str, *command: str | Path, ready: str) -> None:
+        process = spawn(
+            [str(part) for part in command], log=self.root / f"{name}.log", env=self.environment
+        )
+        self.processes[name] = process
+        wait_for_line(process, ready, timeout_s=60)
+
+    def up(self) -> None:
+        home = self.home.root
+        self.spawn("up", BINARIES / "aggregator", "up", "--home", home, ready="ready on")
+
+    def contract(self, *, seed: int) -> tuple[Path, Path]:
+        """A contract file and the folder of its run."""
+        file = self.root / f"contract-{seed}.toml"
+        file.write_text(f"seed = {seed}\n{CONTRACT}")
+        contract = RunContract.model_validate(tomllib.loads(file.read_text()))
+        return file, self.home.run_folder(contract.digest())
+
+
+def marked(token: str) -> list[int]:
+    """Processes whose environment carries the token."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"{TOKEN_VARIABLE}={token}".encode() in environment:
+                found.append(int(entry.name))
+    return found
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    become_subreaper()
+    built = Deployment(tmp_path_factory.mktemp("flower"), secrets.token_hex(8))
+    port = free_port()
+    try:
+        made = built.aggregator(
+            "init", "--superlink-port", str(port), "--api-port", str(free_port())
+        )
+        assert made.returncode == 0, made.stderr
+        for position, name in enumerate(SITES):
+            site = built.root / name
+            (built.root / "images" / name).mkdir(parents=True)
+            enrol(
+                home=site,
+                name=name,
+                aggregator=f"localhost:{port}",
+                images=built.root / "images" / name,
+            )
+            shutil.copy(built.home.tls / "ca.crt", site / "aggregator-ca.crt")
+            if position == 0:  # one site before the start, the other after it
+                assert built.aggregator("site", "add", site / "enrolment.json").returncode == 0
+        built.up()
+        added = built.aggregator("site", "add", built.root / SITES[1] / "enrolment.json", "--json")
+        assert json.loads(added.stdout)["registered"]
+        for name in SITES:
+            site = built.root / name
+            worker = Path(__file__).with_name("fake_worker.py")
+            built.spawn(
+                f"worker-{name}", sys.executable, worker, site / "worker.sock", name, ready="ready"
+            )
+            built.spawn(
+                f"node-{name}",
+                *(BINARIES / "site-agent", "connect", "--home", site),
+                ready="supernode ready",
+            )
+        yield built
+    finally:
+        stop_all(list(built.processes.values()), grace_s=10)
+        assert marked(built.token) == []
+
+
+def launch(deployment: Deployment, contract: Path) -> dict[str, Any]:
+    result = deployment.aggregator("launch", contract, "--json")
+    assert result.returncode == 0, result.stderr
+    release: dict[str, Any] = json.loads(result.stdout)
+    return release
+
+
+def rounds_done(run: Path) -> int:
+    try:
+        lines = (run / "events.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return max((json.loads(line)["round"] for line in lines), default=0)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_digest(deployment: Deployment) -> None:
+    contract, run = deployment.contract(seed=1)
+    release = launch(deployment, contract)
+    result = json.loads((run / "result.json").read_text())
+    assert result["rounds"] == 4
+    assert set(result["sites"]) == set(SITES)
+    assert launch(deployment, contract) == release  # nothing is done twice
+
+    run.rename(run.with_name("uninterrupted"))
+    hold = deployment.root / SITES[0] / "hold"
+    hold.write_text("3")
+    watching = subprocess.Popen(
+        [BINARIES / "aggregator", "launch", contract, "--home", deployment.home.root],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=deployment.environment,
+    )
+    with watching:
+        until(lambda: rounds_done(run) == 3, within_s=100)
+        check_site_processes(deployment)
+        everyone = marked(deployment.token)
+        serverapps = [pid for pid in everyone if "flwr-serverapp" in command_line(pid)]
+        assert serverapps
+        for pid in serverapps:
+            os.kill(pid, signal.SIGKILL)
+        assert watching.stderr is not None
+        told = watching.stderr.read()
+    hold.unlink()
+    assert watching.returncode == 1
+    assert "launch the same contract again" in told
+    assert not (run / "result.json").exists()
+    again = launch(deployment, contract)
+    assert (again["digest"], again["version"]) == (release["digest"], release["version"])
+
+
+def check_site_processes(deployment: Deployment) -> None:
+    """While a request is with the worker: no process of the SuperNode has torch or an image."""
+    images = deployment.root / "images" / SITES[0]
+    node = deployment.processes[f"node-{SITES[0]}"].pid
+    (executor,) = [p for p in descendants(node) if "site_agent.superexec" in command_line(p)]
+    until(lambda: len(descendants(executor)) == 1, within_s=60)
+    (clientapp,) = descendants(executor)
+    for pid in (*descendants(node), clientapp):
+        try:
+            assert not maps_torch(pid)
+            assert not has_open_below(pid, images)
+        except FileNotFoundError:
+            assert pid not in (executor, clientapp)  # those two wait for the worker
+    with (images / "canary.dcm").open("wb"):  # the checks do find what they look for
+        assert torch.__version__
+        assert maps_torch(os.getpid())
+        assert has_open_below(os.getpid(), images)
+
+
+def maps_torch(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def has_open_below(pid: int, folder: Path) -> bool:
+    links = list(Path(f"/proc/{pid}/fd").iterdir())
+    return any(str(link.readlink()).startswith(str(folder)) for link in links if link.is_symlink())
+
+
+FOREIGN_CLIENT = """
+import os
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+app = ClientApp()
+@app.query("summarise")
+def summarise(message, context):
+    name = os.environ.get("FEDSTILL_SITE", "stock")
+    (Path(context.run_config["folder"]) / f"ran-at-{name}").touch()
+    return Message(RecordDict({"answer": ConfigRecord({"payload": b"foreign"})}), reply_to=message)
+"""
+FOREIGN_SERVER = """
+import json, time
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+def ask(grid, kind, payload):
+    nodes = {node.node_id: node.name for node in grid.get_nodes()}
+    content = lambda: RecordDict({"request": ConfigRecord({"payload": payload})})
+    sent = list(grid.push_messages([Message(content(), n, kind) for n in nodes]))
+    asked, answers, end = dict(zip(sent, nodes.values())), {}, time.time() + 60
+    while asked and time.time() < end:
+        for reply in grid.pull_messages(list(asked)):
+            name = asked.pop(reply.metadata.reply_to_message_id)
+            if reply.has_error():
+                answers[name] = "error: " + reply.error.reason
+            else:
+                answers[name] = reply.content["answer"]["payload"].hex()
+        time.sleep(0.2)
+    return answers
+@app.main()
+def main(grid, context):
+    folder = Path(context.run_config["folder"])
+    payload = (folder / "request").read_bytes()
+    answers = [ask(grid, "query.summarise", payload), ask(grid, "query.summarise", b"junk")]
+    answers.append(ask(grid, "train", payload))
+    (folder / "answers.part").write_text(json.dumps(answers))
+    (folder / "answers.part").rename(folder / "answers")
+"""
+FOREIGN_PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "foreign"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "somebody"
+[tool.flwr.app.components]
+serverapp = "foreign_server:app"
+clientapp = "site_agent.clientapp:app"
+[tool.flwr.app.config]
+folder = ""
+"""
+
+
+def foreign_bundle() -> bytes:
+    """A bundle that carries a ``site_agent`` of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        bundle, _ = build_fab_from_files(
+            {
+                "pyproject.toml": FOREIGN_PROJECT.encode(),
+                "foreign_server.py": FOREIGN_SERVER.encode(),
+                "site_agent/__init__.py": b"",
+                "site_agent/clientapp.py": FOREIGN_CLIENT.encode(),
+            }
+        )
+    return bytes(bundle)
+
+
+def start_stock_node(deployment: Deployment) -> None:
+    """The control: a SuperNode as Flower delivers it, enrolled like the others."""
+    folder = deployment.root / "stock"
+    port = deployment.home.settings.superlink_port
+    enrol(home=folder, name="stock", aggregator=f"localhost:{port}", images=folder)
+    assert deployment.aggregator("site", "add", folder / "enrolment.json").returncode == 0
+    (folder / "flwr").mkdir()
+    process = spawn(
+        [
+            *(str(BINARIES / "flower-supernode"), "--superlink", f"localhost:{port}"),
+            *("--root-certificates", str(deployment.home.tls / "ca.crt")),
+            *("--auth-supernode-private-key", str(folder / "keys" / "flower")),
+            *("--port", str(free_port())),
+        ],
+        log=deployment.root / "stock.log",
+        env={
+            **deployment.environment,
+            "FLWR_HOME": str(folder / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "PATH": f"{BINARIES}:{os.environ['PATH']}",
+        },
+    )
+    deployment.processes["stock"] = process
+    wait_for_line(process, "SuperNode ID", timeout_s=60)
+
+
+def test_code_that_a_bundle_carries_does_not_run_at_a_site(deployment: Deployment) -> None:
+    start_stock_node(deployment)
+    folder = deployment.root / "foreign"
+    folder.mkdir()
+    request = probe_batch(
+        contract=RunContract(name="any"),
+        round=1,
+        kind="gradients",
+        network="student",
+        weights=np.zeros((1, 3), np.float32),
+    )
+    (folder / "request").write_bytes(encode(request))
+    bundle = foreign_bundle()
+    with superlink(deployment.home) as link:
+        link.start(
+            bundle=bundle,
+            digest=hashlib.sha256(bundle).hexdigest(),
+            config={"folder": str(folder)},
+        )
+    until((folder / "answers").exists, within_s=120)
+    stop_all([deployment.processes.pop("stock")], grace_s=8)
+    probe, junk, train = json.loads((folder / "answers").read_text())
+    assert [path.name for path in folder.glob("ran-at-*")] == ["ran-at-stock"]
+    assert bytes.fromhex(probe.pop("stock")) == b"foreign"
+    for name in SITES:
+        summary = decode(bytes.fromhex(probe[name])).header
+        assert isinstance(summary, SummaryHeader)
+        assert summary.site == name
+        refused = decode(bytes.fromhex(junk[name])).header
+        assert isinstance(refused, RefusalHeader)
+        assert train[name] == "error: the site could not answer; see its log"
+    assert not list(deployment.root.glob("st-*/flower/apps"))  # nothing was even unpacked
+
+
+def test_a_killed_aggregator_leaves_nothing_and_comes_back(deployment: Deployment) -> None:
+    up = deployment.processes.pop("up")
+    below = descendants(up.pid)
+    assert len(below) >= 3
+    supervisor = next(pid for pid in below if "aggregator up" in command_line(pid))
+    os.kill(supervisor, signal.SIGKILL)
+    start = time.monotonic()
+    until(lambda: not any(command_line(pid) for pid in below), within_s=10)
+    stop_all([up], grace_s=1)
+    deployment.up()
+    with superlink(deployment.home) as link:
+        until(lambda: {n.name for n in link.nodes() if n.online} == set(SITES), within_s=60)
+    assert time.monotonic() - start < 80
