@@ -232,10 +232,18 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         for entry in folder.iterdir():
             if entry.name != LOCK:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                _remove(entry)
         yield folder
     finally:
         os.close(descriptor)
+
+
+def _remove(entry: Path) -> None:
+    """Removes a file, a folder, or a link but never what it points to."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def _await_end(earlier: int) -> None:

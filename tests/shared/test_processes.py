@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from shared.guardian import descendants
-from shared.processes import ProcessError, become_subreaper, spawn, stop_all, wait_for_line
+from shared.processes import (
+    ProcessError,
+    become_subreaper,
+    remains_of,
+    spawn,
+    stop_all,
+    wait_for_line,
+)
 
 ESCAPE = """
 import os, signal, sys, time
@@ -241,3 +248,44 @@ def test_a_child_of_the_caller_is_left_alone(tmp_path: Path) -> None:
     assert mine.poll() is None
     mine.kill()
     mine.wait()
+
+
+def test_what_a_dead_supervisor_left_is_found(tmp_path: Path) -> None:
+    pids, escape, launcher = write_scripts(tmp_path)
+    command = [sys.executable, str(launcher), str(pids), str(escape), "0"]
+    repository = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    top = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    with top:
+        assert top.stdout is not None
+        assert top.stdout.readline() == b"ready\n"
+        top.kill()
+    # Guardian, program and one that escaped; the shell without an environment has no mark.
+    assert len(remains_of(top.pid)) >= 3
+    deadline = time.monotonic() + 10
+    while remains_of(top.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert remains_of(top.pid) == []
+
+
+def test_a_process_may_ask_to_end_with_its_parent(tmp_path: Path) -> None:
+    child = (
+        "import time; from shared.processes import die_with_parent; die_with_parent();"
+        "print('asked', flush=True); time.sleep(60)"
+    )
+    script = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]]);"
+        "print(p.pid, flush=True); p.wait()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, child],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
+        (pid,) = (int(line) for line in lines - {"asked"})
+        assert alive(pid)
+        parent.kill()
+    assert wait_until_ended([pid], within_s=5) == []
