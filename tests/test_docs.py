@@ -1,0 +1,96 @@
+"""A command, setting, route or code that no page explains fails here."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from aggregator.api import create_app
+from aggregator.home import AggregatorSettings
+from shared.contract import RunContract
+from shared.messages import RefusalCode
+from shared.release.errors import KINDS
+from site_agent.settings import SiteSettings
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text("utf-8")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of a model's settings, those of nested models included."""
+    names = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += fields(kind, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
+    return names
+
+
+@pytest.mark.parametrize(
+    ("program", "commands"),
+    [
+        ("site-agent", ["init", "index", "worker", "connect", "up", "status"]),
+        ("aggregator", ["init", "up", "site add", "launch", "simulate"]),
+        ("distilled", ["get", "verify", "info", "train"]),
+    ],
+)
+def test_every_command_is_documented(program: str, commands: list[str]) -> None:
+    import aggregator.cli
+    import shared.release.cli
+    import site_agent.cli
+
+    app = {
+        "site-agent": site_agent.cli.app,
+        "aggregator": aggregator.cli.app,
+        "distilled": shared.release.cli.app,
+    }[program]
+    named = {
+        command.name or (command.callback.__name__ if command.callback else "")
+        for command in app.registered_commands
+    }
+    assert named <= {command.split()[0] for command in commands}, (
+        "a command this test does not know"
+    )
+    everything = "\n".join(PAGES.values())
+    for command in commands:
+        assert f"{program} {command}" in everything, f"{program} {command} is on no page"
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("docs/hospital.md", [f for f in fields(SiteSettings) if f != "home"]),
+        ("docs/coordinator.md", fields(AggregatorSettings)),
+        ("docs/coordinator.md", fields(RunContract)),
+    ],
+)
+def test_every_setting_is_documented(page: str, names: list[str]) -> None:
+    assert names
+    missing = [name for name in names if f"`{name}`" not in PAGES[page]]
+    assert not missing, f"{page} does not explain {missing}"
+
+
+def test_every_route_is_documented(tmp_path: Path) -> None:
+    paths = list(create_app(tmp_path).openapi()["paths"])
+    assert len(paths) >= 8
+    missing = [path for path in paths if path not in PAGES["docs/coordinator.md"]]
+    assert not missing
+
+
+def test_every_exit_code_and_refusal_is_documented() -> None:
+    for kind in KINDS:
+        assert f"| {kind.exit_code} | `{kind.code}` |" in PAGES["docs/researcher.md"]
+    for code in RefusalCode:
+        assert f"`{code}`" in PAGES["docs/hospital.md"]
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    for name, text in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"
