@@ -147,7 +147,7 @@ def _promised_bytes(header: bytes) -> int:
         else:
             continue
         if 1 <= sizes[0] <= 7 and math.isfinite(offset):
-            return int(offset) + math.prod(sizes[1 : sizes[0] + 1]) * bits // 8
+            return int(offset) + int(math.prod(sizes[1 : sizes[0] + 1])) * int(bits) // 8
     raise Skipped(SkipReason.UNREADABLE)
 
 

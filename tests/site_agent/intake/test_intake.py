@@ -152,11 +152,23 @@ def test_real_folders(real_data, hospital, patients, skipped):
             assert np.percentile(item.hu[192:320, 192:320], 90) > -100
 
 
-def test_real_volumes_lie_on_their_back(real_data):
-    # The table and the spine are below: the lower half is denser than the upper one.
+def test_real_volumes(real_data):
     images = evaluation_images(
         real_data / "ct" / "public-prior", size_px=64, low_hu=-1000, high_hu=1000
     )
     assert len(images) == 2
     for image in images:
         assert image.shape == (8, 1, 64, 64)
+        assert 0.1 < image.mean() < 0.6
+
+
+def test_real_slices_show_the_spine_below(real_data):
+    # Of the patients with bone in the middle third, supine, prone or on their side.
+    images = evaluation_images(
+        real_data / "ct" / "hospital-b", size_px=96, low_hu=-1000, high_hu=1000
+    )
+    below = [
+        float((bone[:, 0, 48:] > 0.62).sum() > (bone[:, 0, :48] > 0.62).sum())
+        for bone in (image[..., 32:64] for image in images)
+    ]
+    assert np.mean(below) >= 0.75
