@@ -108,7 +108,7 @@ class Version:
     number: int
     digest: str
     created_at: str
-    """ISO 8601, UTC."""
+    """UTC, as 2026-01-31T12:00:00.000Z: the one form that Hugging Face clients read."""
     summary: dict[str, Any]
     files: tuple[StoredFile, ...]
 
@@ -207,7 +207,7 @@ class Catalog:
                 dataset=dataset,
                 number=number,
                 digest=digest,
-                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
                 summary=dict(summary),
                 files=[FileRow(path=f.path, bytes=f.bytes, sha256=f.sha256) for f in stored],
             )

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,43 @@ def test_a_publication_that_fails_half_way_leaves_no_version(
     assert catalog.datasets() == (0, [])
     catalog.close()
     assert run(home).version == 1
+
+
+PUBLISH = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_release as t
+from shared.release.keys import read_private_key
+home = Path(sys.argv[2])
+key = read_private_key(home / "keys" / "release.key")
+for number in range(10_000):
+    files = {"data.bin": sys.argv[3].encode() + b"%d" % number + bytes(50_000)}
+    version = t.release.publish(home=home, contract=t.CONTRACT, files=files, key=key)
+    print(version.digest, flush=True)
+"""
+
+
+@pytest.mark.parametrize("more", [0, 0.004, 0.013])
+def test_a_version_is_absent_or_complete_after_a_kill(
+    home: Path, tmp_path: Path, more: float
+) -> None:
+    command = [sys.executable, "-c", PUBLISH, str(Path(__file__).parent), str(home), str(more)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as publisher:
+        assert publisher.stdout is not None
+        acknowledged = [publisher.stdout.readline().strip() for _ in range(3)]
+        time.sleep(more)
+        publisher.kill()
+    catalog = Catalog(home / "catalog.sqlite")
+    versions = catalog.versions("fedstill", "ct-demo")
+    catalog.close()
+    assert [version.number for version in versions] == list(range(1, len(versions) + 1))
+    assert set(acknowledged) <= {version.digest for version in versions}
+    key = read_public_key(home / "keys" / "release.pub")
+    for version in versions:
+        folder = folder_of(home, version.number, tmp_path / f"v{version.number}")
+        assert verify_folder(folder, keys=[key]).digest == version.digest
+    assert run(home).version == len(versions) + 1
 
 
 BUILD = """

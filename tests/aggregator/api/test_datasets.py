@@ -1,5 +1,6 @@
 import base64
 import hashlib
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def test_the_list_shows_the_newest_version(client: TestClient) -> None:
     (one,) = answer["datasets"]
     assert (one["id"], one["version"], one["dp"]) == ("fedstill/ct-demo", 2, None)
     assert one["sha"] == one["digest"][:40]
+    datetime.strptime(one["createdAt"], "%Y-%m-%dT%H:%M:%S.%fZ")  # as huggingface_hub reads it
     assert client.get("/api/datasets?offset=1").json()["datasets"] == []
 
 
