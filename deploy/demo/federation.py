@@ -66,7 +66,7 @@ class Federation:
                     command = " ".join(commands[process.name])
                     last = "".join(f"\n  {line}" for line in lines[-LAST_LINES:])
                     raise DemoError(f"`{command}` ended with {process.poll()}{last}")
-            time.sleep(0.1)
+            time.sleep(0.2)
         self.running = [process for process in self.running if process not in processes]
 
     def ask(self, command: Sequence[str], *, name: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from shared.guardian import descendants
 
-INTERVAL_S = 1.0
+INTERVAL_S = 2.0
+"""A sample of some forty processes takes a tenth of a second."""
 KINDS = (
     ("guardian", ("guardian.py",)),
     ("worker", ("site_agent.cli worker",)),

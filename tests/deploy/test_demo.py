@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deploy.demo.__main__ import CONTRACT, LOCK, fresh_folder, write_contract
 from deploy.demo.federation import DemoError, Federation, free_ports
-from deploy.demo.memory import MemoryWatch, kind_of, sample
+from deploy.demo.memory import INTERVAL_S, MemoryWatch, kind_of, sample
 from deploy.demo.narration import Narrator
+from deploy.demo.play import CONTRACT, LOCK, fresh_folder, write_contract
 from deploy.demo.report import build_report, print_report, write_report
 from shared.contract import read_contract
 
@@ -149,7 +149,7 @@ def test_memory_below_a_process_is_counted() -> None:
         assert child.stdout is not None
         child.stdout.readline()
         grown = sample(os.getpid())["total"] - before
-        time.sleep(1.5)
+        time.sleep(INTERVAL_S + 1)
         child.kill()
     assert grown > 64
     assert watch.peak_mib["total"] > 64
