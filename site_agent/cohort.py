@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from shared.contract import Frozen
+from shared.durable import sync_folder, write_durably
 from site_agent.intake.geometry import evenly_spaced
 from site_agent.intake.slices import PatientSlices
 from site_agent.intake.windowing import windowed
-from site_agent.storage import sync_folder, write_durably
 
 INDEX_FILE = "index.json"
 MAX_SLICES_PER_PATIENT = 8

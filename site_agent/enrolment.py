@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
+from shared.durable import write_durably
 from site_agent.policy import Policy
 from site_agent.settings import SETTINGS_FILE, SettingsError, SiteSettings, explain_settings
-from site_agent.storage import write_durably
 
 ENROLMENT_FILE = "enrolment.json"
 

@@ -7,7 +7,7 @@ header names the request it answers.
 from dataclasses import dataclass
 from pathlib import Path
 
-from site_agent.storage import write_durably
+from shared.durable import write_durably
 
 _SUFFIX = ".safetensors"
 

@@ -24,11 +24,11 @@ MEDIA_TYPES = {
 }
 
 
-@router.api_route(
-    "/datasets/{namespace}/{name}/resolve/{revision}/{path:path}",
-    methods=["GET", "HEAD"],
-    dependencies=strict,
-)
+PATH = "/datasets/{namespace}/{name}/resolve/{revision}/{path:path}"
+
+
+@router.head(PATH, dependencies=strict, operation_id="describe_file")
+@router.get(PATH, dependencies=strict, operation_id="read_file")
 def resolve(
     request: Request,
     namespace: Part,
