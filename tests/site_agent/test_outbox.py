@@ -1,6 +1,6 @@
 import pytest
 
-from site_agent import storage
+from shared import durable
 from site_agent.outbox import Outbox
 
 DIGEST = "ab" * 32
@@ -29,7 +29,7 @@ def test_a_disk_that_fails_leaves_no_answer(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     outbox = Outbox(tmp_path)
-    monkeypatch.setattr(storage.os, "fsync", fail)
+    monkeypatch.setattr(durable.os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
         outbox.store(b"answer", contract_digest=DIGEST, round=1)
     monkeypatch.undo()
