@@ -29,6 +29,7 @@ from aggregator.home import AggregatorHome
 from aggregator.store import BlobStore
 from shared.contract import RunContract, canonical_json, explain
 from shared.release.client import NAMESPACE
+from shared.release.errors import LocalError
 from shared.release.keys import read_private_key
 from shared.release.manifest import (
     MANIFEST,
@@ -49,8 +50,8 @@ CARD, PROVENANCE = "README.md", "provenance.json"
 FloatArray = NDArray[np.float32]
 
 
-class PublishError(ValueError):
-    """A run that cannot be published; the text says what is wrong with it."""
+class PublishError(LocalError):
+    """A run that cannot be published; names the file of the run and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +97,21 @@ def read_pairs(path: Path, *, contract: RunContract) -> tuple[FloatArray, FloatA
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise PublishError(f"{path.name} cannot be read ({error})") from None
+        raise PublishError(path.name, f"cannot be read ({error})") from None
     if set(tensors) != {"lq", "hq"}:
-        raise PublishError(f"{path.name} must hold lq and hq, it holds {sorted(tensors)}")
+        raise PublishError(path.name, f"must hold lq and hq, it holds {sorted(tensors)}")
     lq, hq = tensors["lq"], tensors["hq"]
     size = contract.task.size_px
     for name, images in (("lq", lq), ("hq", hq)):
         if images.dtype != np.float32 or images.shape[1:] != (1, size, size) or not len(images):
             raise PublishError(
-                f"{name} is {images.dtype} {images.shape}, not float32 (N, 1, {size}, {size})"
+                path.name,
+                f"{name} is {images.dtype} {images.shape}, not float32 (N, 1, {size}, {size})",
             )
         if not np.isfinite(images).all():
-            raise PublishError(f"{name} has values that are not finite")
+            raise PublishError(path.name, f"{name} has values that are not finite")
     if lq.shape != hq.shape:
-        raise PublishError(f"lq {lq.shape} and hq {hq.shape} differ in shape")
+        raise PublishError(path.name, f"lq {lq.shape} and hq {hq.shape} differ in shape")
     return lq, hq
 
 
@@ -138,11 +140,11 @@ def build_files(
         )
         facts_json = canonical_json(facts)
     except ValidationError as error:
-        raise PublishError(f"utility: {explain(error)}") from None
+        raise PublishError("utility.json", explain(error)) from None
     except KeyError as error:
-        raise PublishError(f"result.json lacks {error}") from None
+        raise PublishError("result.json", f"lacks {error}") from None
     except CanonicalizationError as error:
-        raise PublishError(f"result.json holds what JSON cannot say ({error})") from None
+        raise PublishError("result.json", f"holds what JSON cannot say ({error})") from None
     task = contract.task
     title = f"{NAMESPACE}/{contract.name} · {task.name}, {task.size_px} px"
     return {

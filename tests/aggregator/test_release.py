@@ -294,7 +294,7 @@ def test_files_that_are_no_pairs(tmp_path: Path) -> None:
     [
         ({"rounds": 6}, None, "lacks 'sites'"),
         ({**RESULT, "provenance": {"x": float("nan")}}, None, "JSON"),
-        (RESULT, {"rows": {"input": {"psnr": ROW["psnr"]}}}, "utility: rows.input.ssim"),
+        (RESULT, {"rows": {"input": {"psnr": ROW["psnr"]}}}, "utility.json: rows.input.ssim"),
     ],
 )
 def test_results_that_are_not_fit_to_publish(
