@@ -11,14 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import flwr.supernode.start_client_internal as loop
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.run import RunNotRunningException
 
-from site_agent.superexec import replace, replace_sleep
+from site_agent.superexec import CHILD_LIFE_S, replace, replace_sleep
 
 ACTIVE_POLL_S = 0.25
 IDLE_POLL_S = 1.0
@@ -52,6 +54,8 @@ class Pulse:
         if seconds < EMPTY_INBOX_S:
             self._last_work = now
             waited = now - self._last_message
+            if waited > CHILD_LIFE_S:  # its ClientApp is gone without an answer: start afresh
+                os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(min(max(REPLY_POLL_S, waited / 20), MAX_REPLY_POLL_S))
         elif now - self._last_work < ACTIVE_FOR_S:
             time.sleep(ACTIVE_POLL_S)
@@ -66,8 +70,10 @@ def main(secret_file: str) -> None:
     pull_message = loop._pull_and_store_message
     start = command.start_client_internal
 
-    def pull_and_wake(*args: Any, **kwargs: Any) -> int | None:
-        run_id: int | None = pull_message(*args, **kwargs)
+    def pull_and_wake(**kwargs: Any) -> int | None:
+        for step in ("pull_object", "confirm_message_received"):
+            kwargs[step] = abandoning(kwargs[step])
+        run_id: int | None = pull_message(**kwargs)
         if run_id is not None:
             pulse.message_arrived()
         return run_id
@@ -89,6 +95,22 @@ def main(secret_file: str) -> None:
     replace(loop, "pull_objects", partial(pull_objects, initial_backoff=FIRST_BACKOFF_S))
     replace(command, "start_client_internal", start_with_executor)
     command.flower_supernode()
+
+
+def abandoning(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step of receiving a message that fails as any other where its run was stopped meanwhile.
+
+    Flower's own exception for that passes by its tidying up: the task would stay, and its ClientApp
+    wait for two hours for the rest of the message.
+    """
+
+    def attempt(*args: Any) -> Any:
+        try:
+            return step(*args)
+        except RunNotRunningException:
+            raise ConnectionAbortedError("the run has ended") from None
+
+    return attempt
 
 
 def _end_with(executor: subprocess.Popen[bytes]) -> None:

@@ -37,46 +37,54 @@ from site_agent.clientapp import app
 
 IDLE_POLL_S = 2.0
 """How often tasks are asked for without a word from the SuperNode: a safety net."""
+MAX_CHILDREN = 4
+"""The SuperNode handles one message at a time; the others may be of runs that were stopped."""
+CHILD_LIFE_S = 4000
+"""Longer than the worker may take: a child that still lives then hangs."""
 log = logging.getLogger("fedstill")
 
 
 class ForkingExecutor:
-    """Runs our ClientApp in a fork of this process, one message at a time."""
+    """Runs our ClientApp in forks of this process, one for each message."""
 
     def __init__(self) -> None:
-        self._child = 0
+        self._children: set[int] = set()
 
     def get_eligible_capacity(
         self, supported_task_types: set[TaskType], **_: object
     ) -> tuple[set[TaskType], set[str]]:
         """ClientApp tasks only: nothing else that arrives is ever taken."""
+        if len(self._children) >= MAX_CHILDREN:
+            return set(), set()
         return supported_task_types & {TaskType.CLIENT_APP}, set()
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Forks; the child answers the message and ends."""
         if spec.task_type != TaskType.CLIENT_APP:
             return LaunchResult.failed("this site runs its own ClientApp only")
-        self._child = os.fork()
-        if self._child == 0:
+        child = os.fork()
+        if child == 0:
             _answer_and_exit(spec)
+        self._children.add(child)
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Waits for the child: a site answers one message at a time."""
-        if self._child:
-            os.waitpid(self._child, 0)
-            self._child = 0
+        """Takes leave of children that have ended."""
+        for child in tuple(self._children):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                self._children.remove(child)
 
     def close(self) -> None:
-        """Ends a child that still answers."""
-        if self._child:
-            os.kill(self._child, signal.SIGTERM)
+        """Ends children that still answer."""
+        for child in self._children:
+            os.kill(child, signal.SIGTERM)
 
 
 def _answer_and_exit(spec: ExecutionSpec) -> NoReturn:
     """The child's life. It must never return into the parent's loop, nor run its exit handlers."""
     code = 1
     try:
+        signal.alarm(CHILD_LIFE_S)
         exit_handler.registered_exit_handlers.clear()
         clientapp_runtime.run_clientapp(
             runtime_api_address=spec.runtime_api_address,

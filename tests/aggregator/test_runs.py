@@ -209,6 +209,7 @@ def test_a_run_that_never_starts_is_told(
     home: AggregatorHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "START_WITHIN_S", 0.5)
+    monkeypatch.setattr(runs, "ASK_S", 0.1)
     run = prepared(home)
     with pytest.raises(RunError, match="did not start"):
         watch(run)

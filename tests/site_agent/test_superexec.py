@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 from types import ModuleType
 from typing import Any
@@ -79,12 +80,28 @@ def test_a_child_answers_and_ends_and_nothing_of_it_comes_back(
     executor = ForkingExecutor()
     # pytest runs no other thread here; the executor's process has one that only sleeps
     assert executor.launch(spec(TaskType.CLIENT_APP)).status == LaunchResultStatus.ACCEPTED
-    start = time.monotonic()
-    executor.reconcile()
-    executor.reconcile()
-    assert time.monotonic() - start < 10
+    deadline = time.monotonic() + 10
+    while executor._children and time.monotonic() < deadline:
+        executor.reconcile()
+        time.sleep(0.01)
+    assert not executor._children
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_child_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "run_clientapp", lambda **_: time.sleep(60))
+    executor = ForkingExecutor()
+    for _ in range(superexec.MAX_CHILDREN):
+        assert executor.get_eligible_capacity(set(TaskType))[0] == {TaskType.CLIENT_APP}
+        executor.launch(spec(TaskType.CLIENT_APP))
+    start = time.monotonic()
+    executor.reconcile()
+    assert time.monotonic() - start < 1
+    assert executor.get_eligible_capacity(set(TaskType))[0] == set()
+    for child in executor._children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_another_flower_is_noticed() -> None:
