@@ -104,7 +104,7 @@ def simulate(
     folders = sorted(entry for entry in data.iterdir() if entry.is_dir()) if data.is_dir() else []
     folders = [entry for entry in folders if entry.name.startswith("hospital")]
     if not folders:
-        raise ReaderError(f"{data}: holds no folder named hospital-*, one for each site")
+        raise ReaderError(data, "holds no folder named hospital-*, one for each site")
     opened = [
         open_hospital(folder, home=run / "sites" / folder.name, keep_back=holdout is None)
         for folder in folders

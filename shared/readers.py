@@ -16,7 +16,12 @@ GROUP = "fedstill.readers"
 
 
 class ReaderError(ValueError):
-    """A folder that cannot be read as images; the text says what to do."""
+    """A folder that cannot be read as images: what is wrong with it, and what to do."""
+
+    def __init__(self, folder: Path, problem: str, hint: str = "") -> None:
+        super().__init__(f"{folder}: {problem}" + (f"; {hint}" if hint else ""))
+        self.problem = problem
+        self.hint = hint
 
 
 def read_images(
@@ -27,17 +32,22 @@ def read_images(
     Raises ``ReaderError`` where no reader is installed, or the folder holds nothing readable.
     """
     if not folder.is_dir():
-        raise ReaderError(f"{folder}: no such folder")
-    readers = entry_points(group=GROUP, name="folder")
+        raise ReaderError(folder, "is not a folder", "give a folder of DICOM or NIfTI images")
+    readers = list(entry_points(group=GROUP))
     try:
-        read: Any = next(iter(readers)).load()
-    except (StopIteration, ImportError):
+        read: Any = readers[0].load()
+    except (IndexError, ImportError):
         raise ReaderError(
-            "no reader of DICOM and NIfTI is installed: pip install 'fedstill[train]'"
+            folder,
+            "no reader of DICOM and NIfTI is installed",
+            "run `pip install 'fedstill[train]'`",
         ) from None
-    patients: list[NDArray[np.float32]] = read(
-        folder, size_px=size_px, low_hu=low_hu, high_hu=high_hu
-    )
+    try:
+        patients: list[NDArray[np.float32]] = read(
+            folder, size_px=size_px, low_hu=low_hu, high_hu=high_hu
+        )
+    except ValueError as error:
+        raise ReaderError(folder, str(error).removeprefix(f"{folder}: ")) from None
     if not patients:
-        raise ReaderError(f"{folder}: holds no axial CT slice that can be read")
+        raise ReaderError(folder, "holds no axial CT slice that can be read")
     return patients

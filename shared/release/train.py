@@ -8,13 +8,13 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from shared.contract import RunContract, canonical_json, explain
+from shared.readers import ReaderError, read_images
 from shared.release.dataset import DistilledPairs
 from shared.release.errors import LocalError
 from shared.release.manifest import Verified
@@ -32,7 +32,6 @@ except ImportError as error:
         "install what training needs with `pip install 'fedstill[train]'`",
     ) from None
 
-READERS = "fedstill.readers"
 PROVENANCE = "provenance.json"
 
 OnStep = Callable[[int, int], None]
@@ -70,32 +69,13 @@ def read_patients(folder: Path, contract: RunContract) -> list["torch.Tensor"]:
 
     DICOM or NIfTI, read by whichever package registered a reader. Raises ``LocalError``.
     """
-    if not folder.is_dir():
-        raise LocalError(str(folder), "is not a folder", "give a folder of DICOM or NIfTI images")
-    readers = list(entry_points(group=READERS))
-    if not readers:
-        raise LocalError(
-            READERS, "no reader of images is installed", "run `pip install 'fedstill[train]'`"
-        )
-    try:
-        read = readers[0].load()
-    except ImportError as error:
-        raise LocalError(
-            error.name or readers[0].name,
-            "is not installed",
-            "install what training needs with `pip install 'fedstill[train]'`",
-        ) from None
     task = contract.task
     try:
-        images = read(
+        images = read_images(
             folder, size_px=task.size_px, low_hu=task.window_low_hu, high_hu=task.window_high_hu
         )
-    except ValueError as error:
-        raise LocalError(str(folder), str(error)) from None
-    if not images:
-        raise LocalError(
-            str(folder), "holds no image that can be read", "give a folder of CT in DICOM or NIfTI"
-        )
+    except ReaderError as error:
+        raise LocalError(str(folder), error.problem, error.hint) from None
     return [torch.from_numpy(slices) for slices in images]
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
+from shared import readers
 from shared.contract import CtDenoise, Residual, RunContract, canonical_json
 from shared.networks import apply_network, parameter_count
 from shared.release import train as training
@@ -84,7 +85,7 @@ def _reader(monkeypatch: pytest.MonkeyPatch) -> None:
             return read_discs
 
     point = Point(name="folder", value="anything:read", group="fedstill.readers")
-    monkeypatch.setattr(training, "entry_points", lambda group: [point])
+    monkeypatch.setattr(readers, "entry_points", lambda group: [point])
 
 
 def test_pairs_load_in_batches(trainable: Path) -> None:
@@ -165,7 +166,7 @@ def test_spread_is_the_sample_standard_deviation() -> None:
 def test_a_missing_reader_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "entry_points", lambda group: [])
+    monkeypatch.setattr(readers, "entry_points", lambda group: [])
     with pytest.raises(LocalError) as caught:
         training.read_patients(tmp_path, CONTRACT)
     assert "fedstill[train]" in caught.value.hint
