@@ -10,7 +10,7 @@
 5. The noise alone is filtered back-projected (Hann ramp) and added: LQ = HQ + FBP(noise).
 
 Approximated, and said so in every release: the noise after the logarithm is taken as Gaussian with
-the first-order variance (8% below that of the logarithm of Poisson counts at 20 photons, 17% at 10);
+the first-order variance (8% below that of Poisson counts' logarithm at 20 photons, 17% at 10);
 mono-energetic, without scatter; a photon number is of one wide bin of the coarse grid, so it is no
 scanner's dose; HQ images are themselves reconstructions with noise of their own; the pixel edge is
 nominal. Step 2 may be done once a slice and kept: noise is then drawn without projecting again.
