@@ -28,6 +28,9 @@ class Journal:
         self._round_kind, self._round_start = "", clock()
         self._took: dict[str, list[float]] = {}
         self._remaining: dict[str, int] = {}
+        # What a killed writer left half written becomes a line of its own.
+        whole = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
+        self._closing = "" if whole else "\n"
 
     def begin_round(self, round: int, *, kind: str, remaining: dict[str, int]) -> None:
         """A round starts; ``remaining`` counts the rounds after it by kind."""
@@ -59,7 +62,8 @@ class Journal:
             "message": message,
         }
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(self._closing + json.dumps(event) + "\n")
+        self._closing = ""
 
     def _eta_s(self, now: float, phase: Phase, done: int, total: int) -> float | None:
         """Seconds to the end of the run, from rounds of the same kind; None while unknown."""

@@ -26,6 +26,8 @@ from shared.durable import write_durably
 START_WITHIN_S = 90.0
 """How long a submitted run may take until its ServerApp holds the lock."""
 POLL_S = 0.3
+ASK_S = 2.0
+"""How often the SuperLink is asked about a run that has not begun."""
 
 
 class RunError(RuntimeError):
@@ -183,6 +185,7 @@ def watch_run(run: Path, link: SuperLink, *, from_byte: int) -> Iterator[dict[st
     deadline = time.monotonic() + START_WITHIN_S
     position, last = from_byte, None
     seen_alive = False
+    next_question = time.monotonic() + ASK_S
     while True:
         held = is_held(run)  # before the events are read: none is missed
         events, position = read_events(run, from_byte=position)
@@ -192,8 +195,12 @@ def watch_run(run: Path, link: SuperLink, *, from_byte: int) -> Iterator[dict[st
         seen_alive = seen_alive or held or bool(events)
         if not held and seen_alive:
             break
-        if not seen_alive and (time.monotonic() >= deadline or _ended_early(run, link)):
-            raise RunError("the run did not start; see logs/superlink.log in the aggregator's home")
+        if not seen_alive and time.monotonic() >= next_question:
+            next_question = time.monotonic() + ASK_S
+            if time.monotonic() >= deadline or _ended_early(run, link):
+                raise RunError(
+                    "the run did not start; see logs/superlink.log in the aggregator's home"
+                )
         time.sleep(POLL_S)
     if is_finished(run):
         return

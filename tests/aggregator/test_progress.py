@@ -43,3 +43,12 @@ def test_fast_steps_are_thinned_but_the_last_is_written(tmp_path: Path) -> None:
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert 3 <= len(events) <= 6
     assert events[-1]["done"] == 1000
+
+
+def test_a_line_that_a_crash_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text('{"phase": "anc')
+    Journal(file, rounds=1).step("done", 1, 1)
+    lines = file.read_text().splitlines()
+    assert lines[0] == '{"phase": "anc'
+    assert json.loads(lines[1])["phase"] == "done"
