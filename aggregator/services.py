@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.enrolment import register_sites
+from aggregator.enrolment import EnrolmentError, register_sites
 from aggregator.home import HOME_VARIABLE, AggregatorHome
 from aggregator.superlink import (
     READY_LINE,
@@ -106,7 +107,7 @@ def _supervise(
             stop_all([running[service.name]], grace_s=1.0)
             try:
                 running[service.name] = service.start()
-            except (ProcessError, SuperLinkError) as error:
+            except (ProcessError, SuperLinkError, EnrolmentError, sqlite3.Error) as error:
                 say(str(error))
 
 
