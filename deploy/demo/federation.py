@@ -16,7 +16,7 @@ from shared.processes import Process, ProcessError, spawn, stop_all, wait_for_li
 READY_WITHIN_S = 90.0
 LAST_LINES = 15
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "FEDSTILL_THREADS": "1"}
-"""Three workers share the machine: one thread each, or they stand in each other's way."""
+"""The networks are small and the programs many: threads would only wait for each other."""
 
 
 class DemoError(RuntimeError):
@@ -153,15 +153,16 @@ def index(federation: Federation, sites: Sequence[str], *, on_line: Callable[[st
 def start(federation: Federation, sites: Sequence[str], *, on_ready: Callable[[str], None]) -> None:
     """Brings everyone up: SuperLink and API, then a worker and a SuperNode at each site."""
     home = ["--home", str(federation.aggregator)]
+    # All at once: by the time a worker has loaded and its site connects, the SuperLink listens.
     aggregator = federation.start(["aggregator", "up", *home], name="aggregator")
-    federation.await_line(aggregator, "SuperLink ready")
-    on_ready("the aggregator is up")
     agents = {
         name: federation.start(
             ["site-agent", "up", "--home", str(federation.site(name))], name=name
         )
         for name in sites
     }
+    federation.await_line(aggregator, "SuperLink ready")
+    on_ready("the aggregator is up")
     for name, agent in agents.items():
         federation.await_line(agent, "supernode ready")
         on_ready(f"{name} is connected")

@@ -5,6 +5,7 @@ matrix, spacing, thickness, sharpness and texture of the noise, table, position 
 padding outside the field of view and the way CT numbers are stored.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,24 +56,16 @@ SCANNERS = (
 )  # fmt: skip
 
 
-def write_hospitals(
-    folder: Path,
-    *,
-    patients: int,
-    seed: int,
-    on_progress: Callable[[int, int], None],
+def write_hospital(
+    folder: Path, *, scanner: Scanner, patients: int, seed: int, on_patient: Callable[[int], None]
 ) -> None:
-    """Writes ``folder/hospital-a/DEMO-A-01/1.dcm`` and so on: ``patients`` to each hospital."""
-    for index, scanner in enumerate(SCANNERS):
-        for number in range(1, patients + 1):
-            name = f"DEMO-{scanner.hospital[-1].upper()}-{number:02d}"
-            write_patient(
-                folder / scanner.hospital / name,
-                scanner=scanner,
-                patient_id=name,
-                seed=seed * 1_000_000 + index * 1000 + number,
-            )
-            on_progress(index * patients + number, len(SCANNERS) * patients)
+    """Writes ``folder/DEMO-A-01/1.dcm`` and so on for one hospital."""
+    index = SCANNERS.index(scanner)
+    for number in range(1, patients + 1):
+        name = f"DEMO-{scanner.hospital[-1].upper()}-{number:02d}"
+        own_seed = seed * 1_000_000 + index * 1000 + number
+        write_patient(folder / name, scanner=scanner, patient_id=name, seed=own_seed)
+        on_patient(number)
 
 
 def write_patient(folder: Path, *, scanner: Scanner, patient_id: str, seed: int) -> None:
@@ -213,3 +206,21 @@ def _stored(hu: Field, scanner: Scanner, pixel_mm: float) -> NDArray[np.int16] |
         return values.astype("<u2")
     values[outside] = scanner.padding
     return values.astype("<i2")
+
+
+def main() -> None:
+    """Writes one hospital (``python -m deploy.demo.hospitals``): three run side by side."""
+    parser = argparse.ArgumentParser(prog="deploy.demo.hospitals", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="the hospital's folder, named after it")
+    parser.add_argument("--patients", type=int, required=True, help="how many")
+    given = parser.parse_args()
+    scanner = next(one for one in SCANNERS if one.hospital == given.folder.name)
+
+    def tell(number: int) -> None:
+        print(f"{scanner.hospital}: patient {number}/{given.patients}", flush=True)
+
+    write_hospital(given.folder, scanner=scanner, patients=given.patients, seed=0, on_patient=tell)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from deploy.demo import federation as commands
-from deploy.demo.cohorts import Cohorts, CohortsError, arrange
+from deploy.demo.cohorts import HOSPITALS, Cohorts, CohortsError, arrange
 from deploy.demo.federation import DemoError, Federation
 from deploy.demo.memory import MemoryWatch
 from deploy.demo.narration import Narrator, clock
@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--patients", type=int, default=14, help="simulated patients a hospital, 6 or more"
     )
-    parser.add_argument("--steps", type=int, default=1600, help="training steps of the evaluation")
+    parser.add_argument("--steps", type=int, default=1200, help="training steps of the evaluation")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row of the table")
     return parser.parse_args()
 
@@ -90,7 +90,7 @@ def play(given: argparse.Namespace, federation: Federation, console: Console) ->
     watch = MemoryWatch()
     try:
         with watch:
-            cohorts = images(given, folder, narrator)
+            cohorts = images(given, federation, narrator)
             contract = write_contract(given.contract, folder, public=cohorts.public is not None)
             if read_contract(contract).prior == "phantom":
                 cohorts = dataclasses.replace(cohorts, public=None)
@@ -139,20 +139,19 @@ def play(given: argparse.Namespace, federation: Federation, console: Console) ->
         federation.stop()
 
 
-def images(given: argparse.Namespace, folder: Path, narrator: Narrator) -> Cohorts:
+def images(given: argparse.Namespace, federation: Federation, narrator: Narrator) -> Cohorts:
     """The hospitals' images: simulated, or those given."""
+    folder = federation.folder
     if given.data is not None:
         with narrator.phase("images", f"images of {given.data}"):
             return arrange(given.data, folder=folder)
     with narrator.phase("images", "writing simulated patients as DICOM"):
-        from deploy.demo.hospitals import write_hospitals
-
         data = folder / "simulated"
-        write_hospitals(
-            data,
-            patients=given.patients,
-            seed=0,
-            on_progress=lambda done, total: narrator.step(f"patient {done}/{total}"),
+        many = ["--patients", str(given.patients)]
+        write = ["python", "-m", "deploy.demo.hospitals"]
+        federation.run(
+            {f"{name}-images": [*write, str(data / name), *many] for name in HOSPITALS},
+            on_line=narrator.step,
         )
         return arrange(data, folder=folder)
 

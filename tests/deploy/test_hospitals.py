@@ -9,15 +9,18 @@ from numpy.typing import NDArray
 from pydicom.uid import CTImageStorage
 
 from deploy.demo.anatomy import draw_patient, draw_slice
-from deploy.demo.hospitals import SCANNERS, write_hospitals, write_patient
+from deploy.demo.hospitals import SCANNERS, write_hospital, write_patient
 
 
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hospitals")
-    steps: list[tuple[int, int]] = []
-    write_hospitals(folder, patients=3, seed=0, on_progress=lambda *step: steps.append(step))
-    assert steps == [(number, 9) for number in range(1, 10)]
+    for scanner in SCANNERS:
+        told: list[int] = []
+        write_hospital(
+            folder / scanner.hospital, scanner=scanner, patients=3, seed=0, on_patient=told.append
+        )
+        assert told == [1, 2, 3]
     return folder
 
 
