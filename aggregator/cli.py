@@ -12,6 +12,7 @@ import typer
 from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError, create_home
 from shared.contract import ContractError, read_contract
 from shared.release.errors import ReleaseError
+from shared.threads import yield_cores
 
 app = typer.Typer(
     help="The coordinator's side of fedstill: enrols sites, distils with them, publishes.",
@@ -189,6 +190,7 @@ def _fail(error: Exception) -> None:
 def main() -> Any:
     """Entry point. ``simulate`` brings torch and is loaded when it is asked for."""
     if "simulate" in sys.argv[1:2] or "--help" in sys.argv[1:2] or len(sys.argv) == 1:
+        yield_cores()
         from aggregator.simulate import command
 
         app.command("simulate")(command)

@@ -22,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from aggregator.home import HOME_VARIABLE, AggregatorHome
 from aggregator.progress import Journal
 from aggregator.runs import RunError, hold_run, read_plan, read_run_contract
+from shared.threads import yield_cores
 
 __all__ = ["app"]
 
@@ -52,6 +53,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def work(run: Path, grid: Grid) -> None:
     """Distils; an error ends as a ``failed`` event with a text that is safe to show."""
+    yield_cores()
     from aggregator.federation import FederationError, federate  # torch: only once it is needed
 
     try:

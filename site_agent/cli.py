@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shared.messages import Message, MessageError, StatusHeader, StatusQueryHeader, decode, encode
+from shared.threads import yield_cores
 from site_agent.cohort import CohortError, build_cohort
 from site_agent.enrolment import ENROLMENT_FILE, enrol, pseudonym_key
 from site_agent.frames import call
@@ -106,6 +107,7 @@ def worker(home: Home = DEFAULT_HOME) -> None:
     FEDSTILL_THREADS limits the threads. What goes wrong is in the home's logs/worker.log, under
     the incident id that the aggregator was told.
     """
+    yield_cores()
     from site_agent.service import ServiceError, serve
 
     with _told(ServiceError):

@@ -27,6 +27,7 @@ from shared.release.manifest import (
     verify_folder,
 )
 from shared.release.progress import progress
+from shared.threads import yield_cores
 
 EXIT_CODES = "\n".join(
     ["Exit codes:", "", "- 0 done", "- 2 wrong command line"]
@@ -176,6 +177,7 @@ def train(
         for output in (save, None if prints_json else json_file):
             _refuse_output_inside(folder, output)
         verified = verify_folder(folder, keys=_trusted(key_file))
+        yield_cores()
         from shared.release import train as training  # needs torch, which `get` does not
 
         contract = training.read_contract_of(folder)
