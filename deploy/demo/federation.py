@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,11 @@ class Federation:
         except ProcessError as error:
             raise DemoError(str(error)) from None
 
-    def stop(self) -> None:
-        """Ends everything that runs, within the ten seconds that are promised."""
-        stop_all(self.running, grace_s=5.0)
-        self.running = []
+    def stop(self, names: Collection[str] | None = None) -> None:
+        """Ends what runs, or the ``names`` of it, within the ten seconds that are promised."""
+        leaving = [one for one in self.running if names is None or one.name in names]
+        stop_all(leaving, grace_s=5.0)
+        self.running = [one for one in self.running if one not in leaving]
 
 
 def program(command: Sequence[str]) -> list[str]:

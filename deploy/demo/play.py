@@ -111,6 +111,7 @@ def play(given: argparse.Namespace, federation: Federation, console: Console) ->
             )
             with narrator.phase("download", "downloading the release over HTTP, verifying it"):
                 fetched = commands.fetch(federation, release, url=url)
+                federation.stop(cohorts.sites)  # the hospitals are done: room for what follows
             with narrator.phase("utility", "training on it, and on what it is compared with"):
                 figures = evaluate(given, federation, release, fetched, cohorts, narrator)
         seconds = {**narrator.seconds, "total": round(time.monotonic() - began, 2)}
