@@ -132,13 +132,15 @@ def enrol(federation: Federation, sites: Mapping[str, Path]) -> str:
         place = ["--home", str(federation.site(name)), "--images", str(images)]
         commands[f"{name}-init"] = ["site-agent", "init", *settings, *place]
     federation.run(commands, on_line=_ignore)
+    # What the people would send each other: enrolment.json one way, the certificate the other.
+    authority = federation.aggregator / "tls" / "ca.crt"
+    add = ["aggregator", "site", "add"]
+    commands = {}
     for name in sites:
-        # What the people would send each other: enrolment.json one way, the certificate the other.
-        enrolment = federation.site(name) / "enrolment.json"
-        add = ["aggregator", "site", "add", str(enrolment), *home]
-        federation.run({f"{name}-add": add}, on_line=_ignore)
-        authority = federation.aggregator / "tls" / "ca.crt"
         shutil.copyfile(authority, federation.site(name) / "aggregator-ca.crt")
+        enrolment = federation.site(name) / "enrolment.json"
+        commands[f"{name}-add"] = [*add, str(enrolment), *home]
+    federation.run(commands, on_line=_ignore)
     return f"http://127.0.0.1:{api}"
 
 
