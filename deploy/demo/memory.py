@@ -20,6 +20,7 @@ KINDS = (
     ("superlink", ("flower-superlink",)),
     ("api", ("aggregator.services",)),
     ("utility", ("deploy.demo.evaluation", "multiprocessing")),
+    ("images", ("deploy.demo.hospitals",)),
     ("launcher", ("deploy.demo",)),
 )
 """A process is of the first kind one of whose words is in its command line."""
