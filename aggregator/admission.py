@@ -67,4 +67,3 @@ def admit(
     if np.linalg.norm(values.astype(np.float64), axis=1).max() > limit:
         raise Rejected("values exceed the contract's clipping norm")
     return Admitted(values=values, patients_at_least=header.patients_at_least)
-

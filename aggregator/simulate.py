@@ -177,7 +177,7 @@ def command(
     run: Annotated[
         Path | None, typer.Option(help="Folder to keep the run in, to go on from if interrupted.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each judge.")] = 1600,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each judge.")] = 2000,
     seeds: Annotated[int, typer.Option(min=1, help="Judges of each arm.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Judging processes.")] = 2,
     json_file: Annotated[

@@ -78,14 +78,14 @@ class Anchor(Frozen):
     """Lever B: accumulated gradients of local steps, averaged into one anchor network."""
 
     rounds: int = Field(4, ge=0, le=64, description="Flower rounds spent on the anchor")
-    local_steps: int = Field(200, ge=1, le=5_000, description="optimiser steps a site, a round")
-    batch: int = Field(8, ge=1, le=128)
-    crop_px: int = Field(48, ge=16, le=512)
+    local_steps: int = Field(400, ge=1, le=5_000, description="optimiser steps a site, a round")
+    batch: int = Field(4, ge=1, le=128)
+    crop_px: int = Field(32, ge=16, le=512)
     learning_rate: float = Field(1e-3, gt=0, le=1)
     clip_norm: float = Field(
         3.0, gt=0, le=1e6, description="L2 bound of a site's accumulated gradient"
     )
-    public_steps: int = Field(800, ge=0, le=100_000, description="steps of the public start")
+    public_steps: int = Field(1500, ge=0, le=100_000, description="steps of the public start")
 
 
 class RunContract(Frozen):

@@ -15,8 +15,9 @@ from shared.images import psnr_db, ssim
 from shared.networks import apply_network, initial_weights, restoration_loss
 from shared.tasks import ct_denoise
 
-BATCH = 8
-CROP_PX = 48
+BATCH = 4
+CROP_PX = 32
+"""Small batches: a step still sees thousands of pixels, and steps are what convergence takes."""
 LEARNING_RATE = 2e-3
 GRADIENT_CEILING = 1.0
 """L2 norm above which a training step's gradient is scaled down: rescues a rare bad batch."""

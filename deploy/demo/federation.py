@@ -16,7 +16,7 @@ from shared.processes import Process, ProcessError, spawn, stop_all, wait_for_li
 READY_WITHIN_S = 90.0
 LAST_LINES = 15
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "FEDSTILL_THREADS": "1"}
-"""The networks are small and the programs many: threads would only wait for each other."""
+"""For the hospitals: three compute at once, and threads would only wait for each other."""
 
 
 class DemoError(RuntimeError):
@@ -41,7 +41,8 @@ class Federation:
 
     def start(self, command: Sequence[str], *, name: str) -> Process:
         """Starts a command of ours; ``stop`` ends it."""
-        environment = {**ONE_THREAD, "FEDSTILL_CONFIG": str(self.folder / "researcher")}
+        threads = ONE_THREAD if command[0] == "site-agent" else {}
+        environment = {**threads, "FEDSTILL_CONFIG": str(self.folder / "researcher")}
         process = spawn(program(command), log=self.folder / "logs" / f"{name}.log", env=environment)
         self.running.append(process)
         return process

@@ -27,8 +27,6 @@ from shared.contract import ContractError, read_contract
 from shared.processes import become_subreaper, die_with_parent, remains_of
 
 CONTRACT = Path(__file__).with_name("contract.toml")
-DATA_CONTRACT = Path(__file__).with_name("contract-data.toml")
-STEPS, DATA_STEPS = 900, 1200
 PHASES = 7
 LOCK = "demo.lock"
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -55,20 +53,13 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="stay up at the end, for a look at the API (Ctrl-C ends)",
     )
-    parser.add_argument("--contract", type=Path, help="another contract than the demo's, TOML")
+    parser.add_argument("--contract", type=Path, default=CONTRACT, help="another contract, TOML")
     parser.add_argument(
         "--patients", type=int, default=14, help="simulated patients a hospital, 6 or more"
     )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help=f"training steps of the evaluation ({STEPS}; --data: {DATA_STEPS})",
-    )
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of the evaluation")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row of the table")
-    given = parser.parse_args()
-    given.contract = given.contract or (DATA_CONTRACT if given.data else CONTRACT)
-    given.steps = given.steps or (DATA_STEPS if given.data else STEPS)
-    return given
+    return parser.parse_args()
 
 
 def main() -> int:

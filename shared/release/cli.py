@@ -155,7 +155,7 @@ def train(
         Path,
         typer.Option(metavar="FOLDER", help="Images to score on: DICOM or NIfTI, by patient."),
     ],
-    steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps.")] = 1600,
+    steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps.")] = 2000,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Trainings to average over.")] = 3,
     json_file: Annotated[
         Path | None,
