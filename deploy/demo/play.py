@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--patients", type=int, default=14, help="simulated patients a hospital, 6 or more"
     )
-    parser.add_argument("--steps", type=int, default=1500, help="training steps of the evaluation")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps of the evaluation")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row of the table")
     return parser.parse_args()
 
