@@ -10,8 +10,8 @@ from rich.table import Table
 
 ROWS = {
     "input": "the noisy images, untouched",
-    "prior": "phantom prior",
-    "prior_textured": "textured phantom prior",
+    "prior": "the prior as it is",
+    "prior_textured": "textured phantoms",
     "public_direct": "the public volumes as they are",
     "distilled": "distilled: the release",
     "full": "all of the hospitals' images",
