@@ -28,6 +28,8 @@ class Admitted:
 
     values: FloatArray  # (K, D)
     patients_at_least: int
+    seconds: float
+    """Time the site says its worker spent."""
 
 
 def admit(
@@ -66,4 +68,6 @@ def admit(
     limit = request.contract.norm_limit(request.kind) * NORM_TOLERANCE
     if np.linalg.norm(values.astype(np.float64), axis=1).max() > limit:
         raise Rejected("values exceed the contract's clipping norm")
-    return Admitted(values=values, patients_at_least=header.patients_at_least)
+    return Admitted(
+        values=values, patients_at_least=header.patients_at_least, seconds=header.seconds
+    )

@@ -133,7 +133,9 @@ def _round(
     )
     payload = encode(request)
     journal.step(phase, 0, len(sites), f"asked {len(sites)} sites")
+    asked = time.monotonic()
     answers = _timed(ledger, f"sites-{phase}", lambda: exchange(payload, number))
+    waited_s = time.monotonic() - asked
     assert isinstance(request.header, ProbeHeader)
     admitted: dict[str, Admitted] = {}
     problems: dict[str, str] = {}
@@ -163,6 +165,9 @@ def _round(
             f"round {number}: {len(admitted)} of {len(sites)} sites gave a usable summary "
             f"({told}); mend the sites and launch the same contract again to go on from here"
         )
+    # What the round took beyond its slowest worker: Flower, sockets, polling.
+    transport_s = max(0.0, waited_s - max(one.seconds for one in admitted.values()))
+    ledger["seconds"]["transport"] = ledger["seconds"].get("transport", 0.0) + transport_s
     names = [site for site in sites if site in admitted]
     _timed(
         ledger,
