@@ -14,7 +14,7 @@ from rich.console import Console
 from deploy.demo.federation import DemoError, Federation, free_ports
 from deploy.demo.memory import INTERVAL_S, MemoryWatch, kind_of, sample
 from deploy.demo.narration import Narrator
-from deploy.demo.play import CONTRACT, DATA_CONTRACT, LOCK, fresh_folder, write_contract
+from deploy.demo.play import CONTRACT, LOCK, fresh_folder, write_contract
 from deploy.demo.report import build_report, print_report, write_report
 from shared.contract import read_contract
 
@@ -108,11 +108,10 @@ def test_a_folder_that_is_not_a_demos_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_contract_takes_the_public_prior_where_there_is_one(tmp_path: Path) -> None:
-    for source in (CONTRACT, DATA_CONTRACT):
-        for public, prior in ((False, "phantom"), (True, "public")):
-            contract = read_contract(write_contract(source, tmp_path, public=public))
-            assert contract.prior == prior
-            assert contract.name.startswith("demo-ct")
+    for public, prior in ((False, "phantom"), (True, "public")):
+        contract = read_contract(write_contract(CONTRACT, tmp_path, public=public))
+        assert contract.prior == prior
+        assert contract.name == "demo-ct"
 
 
 def test_a_contract_that_names_its_prior_keeps_it(tmp_path: Path) -> None:
