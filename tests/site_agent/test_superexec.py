@@ -80,13 +80,14 @@ def test_a_child_answers_and_ends_and_nothing_of_it_comes_back(
     executor = ForkingExecutor()
     # pytest runs no other thread here; the executor's process has one that only sleeps
     assert executor.launch(spec(TaskType.CLIENT_APP)).status == LaunchResultStatus.ACCEPTED
+    (child,) = executor._children
     deadline = time.monotonic() + 10
     while executor._children and time.monotonic() < deadline:
         executor.reconcile()
         time.sleep(0.01)
     assert not executor._children
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(child, os.WNOHANG)  # reaped: not ours any more
 
 
 def test_a_child_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
