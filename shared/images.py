@@ -15,11 +15,6 @@ def window(hu: NDArray[np.floating], *, low_hu: float, high_hu: float) -> NDArra
     return np.asarray(np.clip(scaled, 0.0, 1.0), dtype=np.float32)
 
 
-def unwindow(image: NDArray[np.floating], *, low_hu: float, high_hu: float) -> NDArray[np.float32]:
-    """Window units to HU; any shape, not clipped."""
-    return np.asarray(image, dtype=np.float32) * (high_hu - low_hu) + low_hu
-
-
 def psnr_db(image: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
     """Peak signal-to-noise ratio in dB, peak 1; infinite for equal images.
 

@@ -12,8 +12,3 @@ def relative_squared_distance(distilled: Tensor, target: Tensor) -> Tensor:
     """
     scale = target.square().sum().clamp_min(torch.finfo(target.dtype).tiny)
     return (distilled - target).square().sum() / scale
-
-
-def cosine(distilled: Tensor, target: Tensor) -> float:
-    """Cosine similarity of two flat gradients, for reporting."""
-    return float(torch.nn.functional.cosine_similarity(distilled, target, dim=0))
