@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.contract import CtDenoise, RunContract
+from shared.contract import RunContract
+from shared.tasks.settings import CtDenoise
 
 LICENSE = "CC-BY-4.0"
 """SPDX identifier under which releases are published."""
@@ -35,6 +36,9 @@ APPROXIMATIONS = (
 PRIORS = {
     "phantom": "a procedural phantom: drawn by a program, of no person",
     "public": "public volumes, which the coordinator states to be openly licensed and of nobody "
+    "enrolled",
+    "consented": "the volume of a consenting person, who is enrolled at no site",
+    "both": "public volumes, which the coordinator states to be openly licensed and of nobody "
     "enrolled, and a procedural phantom",
 }
 
@@ -147,12 +151,12 @@ def _what_it_is(contract: RunContract, *, pairs: int, sites: int) -> str:
         f"{size} × {size} pixels, distilled from gradients that {sites} "
         f"{'site' if sites == 1 else 'sites'} computed on images that stayed there. The pairs "
         "are meant to train an image enhancement network. Their anatomy is the prior's "
-        f"({PRIORS[contract.prior]}); what they look like has no meaning beyond training."
+        f"({PRIORS[contract.prior.kind]}); what they look like has no meaning beyond training."
     )
 
 
 def _files(task: CtDenoise) -> str:
-    low, high = task.window_low_hu, task.window_high_hu
+    low, high = task.window
     return f"""| file | content |
 |---|---|
 | `pairs.safetensors` | `lq`, `hq`: float32 (N, 1, {task.size_px}, {task.size_px}), exact; \
@@ -196,7 +200,7 @@ def _how_made(contract: RunContract, provenance: Mapping[str, Any]) -> str:
         ),
         ("approximated", APPROXIMATIONS),
         ("HQ", _targets(contract)),
-        ("prior", PRIORS[contract.prior]),
+        ("prior", PRIORS[contract.prior.kind]),
         *((f"prior, {key}", _plain(value)) for key, value in prior.items() if key != "kind"),
         ("sites", str(provenance["sites"])),
         ("rounds", f"{provenance['rounds']}: {anchor.rounds} anchor, {probes.requests} probe"),
@@ -272,7 +276,7 @@ a person or a hospital from this release."""
 def _citation(contract: RunContract) -> str:
     volumes = (
         ""
-        if contract.prior == "phantom"
+        if contract.prior.kind == "phantom"
         else " The volumes of the prior keep their own licences, named above."
     )
     return f"""{LICENSE} (https://creativecommons.org/licenses/by/4.0/), the default of fedstill, \

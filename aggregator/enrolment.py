@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError
 
 from aggregator.home import AggregatorHome
 from aggregator.superlink import SuperLink
-from shared.contract import Frozen, Slug, explain
 from shared.durable import write_durably
+from shared.frozen import Frozen, Slug, explain
 
 MAX_BYTES = 64 * 1024
 

@@ -104,8 +104,8 @@ def _prior(contract: RunContract, public: Path | None) -> Any:
             patients = read_images(
                 public,
                 size_px=task.size_px,
-                low_hu=task.window_low_hu,
-                high_hu=task.window_high_hu,
+                low_hu=task.window[0],
+                high_hu=task.window[1],
             )
             images = torch.cat([torch.from_numpy(slices) for slices in patients])
         return build_prior(contract, public=images)

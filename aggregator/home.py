@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from aggregator.certificates import ensure_certificates
-from shared.contract import Frozen, explain
 from shared.durable import write_durably
+from shared.frozen import Frozen, explain
 from shared.release.keys import write_key_pair
 
 HOME_VARIABLE = "FEDSTILL_HOME"

@@ -27,7 +27,8 @@ from aggregator.catalog import Catalog, StoredFile, Version
 from aggregator.contact_sheet import contact_sheet
 from aggregator.home import AggregatorHome
 from aggregator.store import BlobStore
-from shared.contract import RunContract, canonical_json, explain
+from shared.contract import RunContract
+from shared.frozen import canonical_json, explain
 from shared.release.client import NAMESPACE
 from shared.release.errors import LocalError
 from shared.release.keys import read_private_key
@@ -153,7 +154,7 @@ def build_files(
         PAIRS: _safetensors(contract, lq, hq),
         PARQUET: _parquet(contract, lq, hq),
         SHEET: contact_sheet(
-            title=title, lq=lq, hq=hq, low_hu=task.window_low_hu, high_hu=task.window_high_hu
+            title=title, lq=lq, hq=hq, low_hu=task.window[0], high_hu=task.window[1]
         ),
     }
 
@@ -216,8 +217,8 @@ def _safetensors(contract: RunContract, lq: FloatArray, hq: FloatArray) -> bytes
         {
             "contract_digest": contract.digest(),
             "task": contract.task.name,
-            "window_high_hu": contract.task.window_high_hu,
-            "window_low_hu": contract.task.window_low_hu,
+            "window_high_hu": contract.task.window[1],
+            "window_low_hu": contract.task.window[0],
         }
     )
     tensors = {"lq": np.ascontiguousarray(lq), "hq": np.ascontiguousarray(hq)}
@@ -254,8 +255,8 @@ def _parquet(contract: RunContract, lq: FloatArray, hq: FloatArray) -> bytes:
             "task": task.name,
             "lq": {"bytes": _png16(lq[index, 0]), "path": f"pair-{index:04d}-lq.png"},
             "hq": {"bytes": _png16(hq[index, 0]), "path": f"pair-{index:04d}-hq.png"},
-            "window_low_hu": task.window_low_hu,
-            "window_high_hu": task.window_high_hu,
+            "window_low_hu": task.window[0],
+            "window_high_hu": task.window[1],
         }
         for index in range(len(hq))
     ]

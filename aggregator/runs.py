@@ -20,8 +20,9 @@ from pydantic import Field, ValidationError
 from aggregator.bundle import build_bundle
 from aggregator.home import AggregatorHome
 from aggregator.superlink import SuperLink, SuperLinkError
-from shared.contract import Frozen, RunContract, Slug
+from shared.contract import RunContract
 from shared.durable import write_durably
+from shared.frozen import Frozen, Slug
 
 START_WITHIN_S = 90.0
 """How long a submitted run may take until its ServerApp holds the lock."""
@@ -68,8 +69,11 @@ def prepare_run(
         )
     if not plan.sites:
         raise RunError("no site is enrolled: run `aggregator site add ENROLMENT.json` first")
-    if contract.prior == "public" and plan.public is None:
-        raise RunError('the contract says prior = "public": give the volumes with --public FOLDER')
+    if contract.prior.kind != "phantom" and plan.public is None:
+        raise RunError(
+            f"the contract's prior is '{contract.prior.kind}': "
+            "give the volumes with --public FOLDER"
+        )
     if present is None:
         run.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_durably(run / "contract.json", contract.model_dump_json(indent=2).encode())

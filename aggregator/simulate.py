@@ -140,15 +140,13 @@ def simulate(
 
 def _read(folder: Path, contract: RunContract) -> list[NDArray[np.float32]]:
     task = contract.task
-    return read_images(
-        folder, size_px=task.size_px, low_hu=task.window_low_hu, high_hu=task.window_high_hu
-    )
+    return read_images(folder, size_px=task.size_px, low_hu=task.window[0], high_hu=task.window[1])
 
 
 def _trained_on(hospital: Hospital, contract: RunContract) -> list[NDArray[np.float32]]:
     task = contract.task
     return hospital.cohort.images(
-        size_px=task.size_px, low_hu=task.window_low_hu, high_hu=task.window_high_hu
+        size_px=task.size_px, low_hu=task.window[0], high_hu=task.window[1]
     )
 
 
@@ -157,8 +155,8 @@ def _windowed(patient: PatientSlices, contract: RunContract) -> NDArray[np.float
     return windowed(
         [(one.hu, one.spacing_mm) for one in patient.slices],
         size_px=task.size_px,
-        low_hu=task.window_low_hu,
-        high_hu=task.window_high_hu,
+        low_hu=task.window[0],
+        high_hu=task.window[1],
     )
 
 

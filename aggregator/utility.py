@@ -118,13 +118,13 @@ def _arms(
         return Arm(name, noisy_pool(task, hq, draws=draws, seed=seed), hq)
 
     shown = None if public is None else torch.from_numpy(np.concatenate(list(public)))
-    if contract.prior == "phantom":
+    if contract.prior.kind == "phantom":
         start = phantoms(task, count=contract.images, textured=False)
     else:
         start = build_prior(contract, public=shown).start
     textured = phantoms(task, count=PUBLIC_START_PHANTOMS, textured=True)
     arms = [noisy("prior", start), noisy("prior_textured", textured)]
-    if contract.prior == "public" and shown is not None:
+    if contract.prior.kind != "phantom" and shown is not None:
         arms.append(noisy("public_direct", shown))
     released = load_file(pairs)
     arms.append(Arm("distilled", released["lq"], released["hq"]))

@@ -7,57 +7,66 @@ run: launching the same contract again resumes it, and every message carries it.
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
-"""A name that is safe in a path, a URL and a log line."""
+from shared.architectures import Network, Residual
+from shared.frozen import Frozen, Slug, canonical_json, explain
+from shared.tasks.settings import CtDenoise, Task
 
 Name = Literal["student", "anchor"]
 """Which of a contract's two networks a request speaks of."""
+
+Granularity = Literal["patient", "cohort", "federation"]
 
 
 class ContractError(ValueError):
     """A contract that cannot be read or is not valid; the text names the field and the fix."""
 
 
-class Frozen(BaseModel):
-    """Base of every message and contract part: immutable, unknown fields refused."""
+class PriorSource(Frozen):
+    """Where the distilled images start: never an enrolled patient."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class CtDenoise(Frozen):
-    """Low-dose CT denoising: parallel beam, Poisson and electronic noise, FBP."""
-
-    name: Literal["ct-denoise"] = "ct-denoise"
-    size_px: int = Field(128, ge=32, le=512, description="edge of the square images, pixels")
-    pixel_mm: float = Field(2.8, gt=0, le=20, description="nominal pixel edge in the projector, mm")
-    window_low_hu: float = Field(-1000.0, ge=-1024, le=3000, description="HU mapped to 0")
-    window_high_hu: float = Field(1000.0, ge=-1000, le=4000, description="HU mapped to 1")
-    angles: int = Field(180, ge=30, le=1440, description="views over 180 degrees")
-    bins: int = Field(192, ge=32, le=1024, description="detector bins, one pixel_mm wide")
-    photons: float = Field(
-        10.0, ge=1, le=1e8, description="photons detected behind each view's thickest ray, a bin"
+    kind: Literal["phantom", "public", "both", "consented"] = Field(
+        "phantom",
+        description="procedural; a public volume; half and half; or a consented person's volume",
     )
-    electronic_sigma: float = Field(
-        4.0, ge=0, le=1e4, description="electronic noise, photon equivalents"
+    anatomy: Literal["thorax", "abdomen", "head"] = Field(
+        "thorax", description="what the phantoms show"
+    )
+    textured: bool = Field(True, description="phantoms with parenchymal and vessel texture")
+    license: str | None = Field(
+        None, max_length=64, description="SPDX identifier of the public volume's licence"
+    )
+    statement: str | None = Field(
+        None, max_length=500, description="source of the public volume, or the person's consent"
     )
 
     @model_validator(mode="after")
-    def _ordered_window(self) -> "CtDenoise":
-        if self.window_high_hu <= self.window_low_hu:
-            raise ValueError("window_high_hu must be above window_low_hu")
+    def _recorded(self) -> "PriorSource":
+        if self.kind == "consented" and not self.statement:
+            raise ValueError("prior.statement must hold the consent the volume is used under")
         return self
 
 
-class Residual(Frozen):
-    """A residual convolutional network without normalisation: ``depth`` 3x3 layers."""
+class Spg(Frozen):
+    """Structure-Preserving Personalised Generation: what may change between prior and image."""
 
-    depth: int = Field(4, ge=2, le=16)
-    width: int = Field(16, ge=4, le=128)
+    persona: Granularity = Field(
+        "federation",
+        description="whose gradient an image follows: every site's mean, one site's, one patient's",
+    )
+    tone: bool = Field(True, description="a monotone tone curve an image")
+    warp: bool = Field(True, description="a diffeomorphic warp on a coarse grid an image")
+    residual: bool = Field(True, description="a bounded residual of limited bandwidth an image")
+    warp_px: float = Field(6.0, gt=0, le=64, description="largest displacement, pixels")
+    residual_bound: float = Field(
+        0.1, gt=0, le=1, description="largest residual at the coarsest scale, window units"
+    )
+    residual_levels: int = Field(
+        4, ge=1, le=6, description="scales, each half the last one's bound: the finest is a pixel"
+    )
 
 
 class Probes(Frozen):
@@ -68,6 +77,15 @@ class Probes(Frozen):
         (30, 120, 400), min_length=1, max_length=64, description="training steps of each probe"
     )
     steps: int = Field(100, ge=1, le=10_000, description="optimisation steps after each request")
+    networks: tuple[Name, ...] = Field(
+        ("student",), min_length=1, max_length=8, description="networks probed, request by request"
+    )
+    distance: Literal["l2", "cosine", "cosine-norm", "snr"] = Field(
+        "l2", description="what the distilled gradient's distance from the raw one is"
+    )
+    form: Literal["exact", "finite-difference"] = Field(
+        "exact", description="double backward, or central differences along the distance's slope"
+    )
     draws: int = Field(2, ge=1, le=16, description="noise draws a slice in a raw gradient")
     clip_norm: float = Field(
         0.05, gt=0, le=1e6, description="L2 bound of one patient's gradient, before the mean"
@@ -86,6 +104,12 @@ class Anchor(Frozen):
         3.0, gt=0, le=1e6, description="L2 bound of a site's accumulated gradient"
     )
     public_steps: int = Field(1500, ge=0, le=100_000, description="steps of the public start")
+    inputs: Literal["matched", "start"] = Field(
+        "matched", description="images whose degraded versions the anchor answers for"
+    )
+    symmetric: bool = Field(
+        False, description="targets are the anchor's mean over the eight dihedral transforms"
+    )
 
 
 class RunContract(Frozen):
@@ -97,19 +121,27 @@ class RunContract(Frozen):
     version: Literal[1] = 1
     name: Slug = Field(description="name of the dataset the run publishes")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random in the run")
-    task: CtDenoise = CtDenoise()
-    granularity: Literal["cohort"] = Field(
-        "cohort", description="a summary stands for a site's mean over its patients"
+    task: Task = CtDenoise()
+    granularity: Granularity = Field(
+        "cohort", description="whom a summary stands for: a patient, or a site's mean over patients"
     )
     min_patients: int = Field(5, ge=2, le=10_000, description="patients behind every summary")
     images: int = Field(8, ge=1, le=1024, description="distilled pairs to publish")
-    prior: Literal["phantom", "public"] = Field(
-        "phantom", description="where the distilled images start: procedural or public volumes"
-    )
-    student: Residual = Residual()
-    anchor_network: Residual = Residual(depth=6, width=32)
+    prior: PriorSource = PriorSource()
+    spg: Spg = Spg()
+    student: Network = Residual()
+    anchor_network: Network = Residual(depth=6, width=32)
     probes: Probes = Probes()
     anchor: Anchor = Anchor()
+
+    @field_validator("task", "student", "anchor_network", mode="before")
+    @classmethod
+    def _named(cls, value: Any, about: ValidationInfo) -> Any:
+        """A table without its ``name`` or ``kind`` is one of the default task or network."""
+        if isinstance(value, dict):
+            tag = "name" if about.field_name == "task" else "kind"
+            return {tag: "ct-denoise" if tag == "name" else "residual", **value}
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunContract":
@@ -124,7 +156,7 @@ class RunContract(Frozen):
         """Flower rounds of the whole run."""
         return self.anchor.rounds + self.probes.requests
 
-    def network(self, name: Name) -> Residual:
+    def network(self, name: Name) -> Network:
         """The network a request names."""
         return self.student if name == "student" else self.anchor_network
 
@@ -135,19 +167,6 @@ class RunContract(Frozen):
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
-
-
-def canonical_json(value: Any) -> bytes:
-    """RFC 8785 canonical JSON of ``value``."""
-    return rfc8785.dumps(value)
-
-
-def explain(error: ValidationError) -> str:
-    """One line a field: its dotted name and what is wrong, never the offending document."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in item['loc']) or 'contract'}: {item['msg']}"
-        for item in error.errors(include_url=False, include_input=False, include_context=False)
-    )
 
 
 def read_contract(path: Path) -> RunContract:

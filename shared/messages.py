@@ -17,7 +17,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from shared.contract import Frozen, Name, RunContract, Slug, canonical_json
+from shared.contract import Name, RunContract
+from shared.frozen import Frozen, Slug, canonical_json
 
 FloatArray = NDArray[np.float32]
 MAX_BYTES = 256 * 2**20

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shared.contract import Residual
+from shared.architectures import Residual
 
 
 def layer_shapes(network: Residual) -> Iterator[tuple[int, int]]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.contract import CtDenoise, Residual
+from shared.architectures import Network
 from shared.images import psnr_db, ssim
 from shared.networks import apply_network, initial_weights, restoration_loss
-from shared.tasks import ct_denoise
+from shared.tasks.degradation import degrade, level_of, observe, parts
+from shared.tasks.settings import Task
 
 BATCH = 4
 CROP_PX = 32
@@ -34,19 +35,21 @@ class Score:
     ssim: list[float]
 
 
-def noisy_pool(task: CtDenoise, hq: Tensor, *, draws: int, seed: int) -> Tensor:
+def noisy_pool(task: Task, hq: Tensor, *, draws: int, seed: int) -> Tensor:
     """``draws`` degraded versions of ``hq`` (N, 1, S, S): (draws * N, 1, S, S), draw-major.
 
     Each slice is projected once; a training that sees a pool of eight or more realisations ends
     where one with fresh noise does, for a fraction of the time.
     """
     generator = torch.Generator().manual_seed(seed)
-    parts = []
+    single = parts(task)
+    pools = []
     for chunk in torch.split(hq, 16):
-        level = ct_denoise.dose(task, chunk)
-        noise = [ct_denoise.draw(task, level, generator=generator) for _ in range(draws)]
-        parts.append(torch.stack([chunk + one for one in noise]))
-    return torch.cat(parts, dim=1).flatten(0, 1)
+        levels = [level_of(part, chunk) for part in single]
+        turns = [number % len(single) for number in range(draws)]
+        drawn = [observe(single[k], chunk, levels[k], generator=generator) for k in turns]
+        pools.append(torch.stack(drawn))
+    return torch.cat(pools, dim=1).flatten(0, 1)
 
 
 def sample_batch(
@@ -80,7 +83,7 @@ def fit_pairs(
     *,
     lq: Tensor,
     hq: Tensor,
-    network: Residual,
+    network: Network,
     steps: int,
     seed: int,
     device: torch.device,
@@ -117,7 +120,7 @@ def fit_pairs(
     return torch.stack(kept) if checkpoints else weights.detach()
 
 
-def enhance(network: Residual, weights: Tensor, lq: Tensor) -> Tensor:
+def enhance(network: Network, weights: Tensor, lq: Tensor) -> Tensor:
     """``network`` applied to (N, 1, S, S) without a graph, a few slices at a time."""
     with torch.no_grad():
         return torch.cat([apply_network(network, weights, chunk) for chunk in torch.split(lq, 16)])
@@ -126,9 +129,9 @@ def enhance(network: Residual, weights: Tensor, lq: Tensor) -> Tensor:
 def evaluate(
     *,
     weights: Tensor | None,
-    network: Residual,
+    network: Network,
     patients: Sequence[Tensor],
-    task: CtDenoise,
+    task: Task,
     seed: int,
     device: torch.device,
 ) -> Score:
@@ -140,9 +143,10 @@ def evaluate(
     psnrs, ssims = [], []
     for number, slices in enumerate(patients):
         hq = slices.to(device)
-        lq = ct_denoise.degrade(task, hq, seed=seed + number)
+        lq = torch.cat([degrade(part, hq, seed=seed + number) for part in parts(task)])
         output = lq if weights is None else enhance(network, weights.to(device), lq)
-        images, references = output[:, 0].cpu().numpy(), hq[:, 0].cpu().numpy()
+        references = hq[:, 0].repeat(len(parts(task)), 1, 1).cpu().numpy()
+        images = output[:, 0].cpu().numpy()
         pairs = list(zip(images, references, strict=True))
         psnrs.append(sum(psnr_db(image, reference) for image, reference in pairs) / len(pairs))
         ssims.append(sum(ssim(image, reference) for image, reference in pairs) / len(pairs))

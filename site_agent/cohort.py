@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from shared.contract import Frozen
 from shared.durable import sync_folder, write_durably
+from shared.frozen import Frozen
 from site_agent.intake.geometry import evenly_spaced
 from site_agent.intake.slices import PatientSlices
 from site_agent.intake.windowing import windowed

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.contract import Frozen, RunContract
+from shared.contract import RunContract
+from shared.frozen import Frozen
 
 
 class Policy(Frozen):

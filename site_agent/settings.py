@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from shared.contract import Frozen, Slug
+from shared.frozen import Frozen, Slug
 from site_agent.policy import Policy
 
 SETTINGS_FILE = "site.toml"

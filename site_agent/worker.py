@@ -191,7 +191,7 @@ def _values(header: ProbeHeader, weights: FloatArray, *, cohort: Cohort, site: s
     contract = header.contract
     where = device()
     task = contract.task
-    patients = _images(cohort, task.size_px, task.window_low_hu, task.window_high_hu, where)
+    patients = _images(cohort, task.size_px, *task.window, where)
     seed = request_seed(header.contract_digest, header.round, site)
     theta = torch.from_numpy(np.array(weights, dtype=np.float32)).to(where)
     if header.kind == "gradients":

@@ -25,7 +25,7 @@ from aggregator.distill.spg import Parameters, identity_parameters, personalise,
 from shared.contract import RunContract
 from shared.gradients import request_seed
 from shared.networks import apply_network, restoration_loss
-from shared.tasks import ct_denoise
+from shared.tasks.degradation import Level, degrade, level_of, observe, parts
 from shared.training import dihedral, enhance, fit_pairs, noisy_pool
 
 EMA = 0.98
@@ -118,7 +118,7 @@ class Distiller:
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """The pairs to release, LQ and HQ, both (N, 1, S, S) on the CPU."""
-        lq = ct_denoise.degrade(self.contract.task, self.images, seed=self._seed("release"))
+        lq = degrade(parts(self.contract.task)[0], self.images, seed=self._seed("release"))
         hq = self.images
         if self.contract.anchor.rounds and self.anchor_weights is not None:
             hq = enhance(self.contract.anchor_network, self.anchor_weights, lq)
@@ -177,7 +177,7 @@ class Distiller:
         optimiser = torch.optim.Adam(leaves.values(), lr=LEARNING_RATE, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
         entries = self.bank.recent(RECENT_REQUESTS)
-        level = ct_denoise.dose(self.contract.task, self.images)
+        level = level_of(parts(self.contract.task)[0], self.images)
         for step in range(1, steps + 1):
             entry = entries[int(torch.randint(len(entries), (1,), generator=generator))]
             images = personalise(self.prior, leaves)
@@ -193,16 +193,16 @@ class Distiller:
         self.parameters = {name: value.detach() for name, value in leaves.items()}
 
     def _distance(
-        self, images: Tensor, entry: Entry, level: ct_denoise.Dose, generator: torch.Generator
+        self, images: Tensor, entry: Entry, level: Level, generator: torch.Generator
     ) -> Tensor:
         """Matching distance of the set at one probe: fresh noise, one random symmetry a step.
 
         The noise level is that of the images at the round's start: a hundred small steps hardly
         move it, and a projection a step is saved.
         """
-        noise = ct_denoise.draw(self.contract.task, level, generator=generator)
+        observed = observe(parts(self.contract.task)[0], images, level, generator=generator)
         turn = int(torch.randint(8, (1,), generator=generator))
-        hq, lq = dihedral(images, turn), dihedral(images + noise, turn)
+        hq, lq = dihedral(images, turn), dihedral(observed, turn)
         theta = entry.weights.detach().requires_grad_(True)
         loss = restoration_loss(apply_network(self.contract.student, theta, lq), hq)
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)

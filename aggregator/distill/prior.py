@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from aggregator.distill.phantom import chest_phantoms
-from shared.contract import CtDenoise, RunContract
+from shared.contract import RunContract
 from shared.images import window
+from shared.tasks.settings import CtDenoise
 
 PHANTOM_SEED = 20_251_113
 PUBLIC_START_PHANTOMS = 48
@@ -31,7 +32,7 @@ class Prior:
 def phantoms(task: CtDenoise, *, count: int, textured: bool) -> Tensor:
     """Procedural chest slices in window units: (count, 1, S, S)."""
     hu = chest_phantoms(count=count, size_px=task.size_px, seed=PHANTOM_SEED, textured=textured)
-    return torch.from_numpy(window(hu, low_hu=task.window_low_hu, high_hu=task.window_high_hu))
+    return torch.from_numpy(window(hu, low_hu=task.window[0], high_hu=task.window[1]))
 
 
 def covering(images: Tensor, count: int) -> Tensor:
@@ -46,11 +47,13 @@ def build_prior(contract: RunContract, *, public: Tensor | None) -> Prior:
     """
     task = contract.task
     free = phantoms(task, count=max(PUBLIC_START_PHANTOMS, contract.images), textured=True)
-    if contract.prior == "phantom":
+    if contract.prior.kind == "phantom":
         provenance = {"kind": "procedural phantom", "anatomy": "chest", "seed": PHANTOM_SEED}
         return Prior(free[: contract.images], free, provenance)
     if public is None or public.shape[0] == 0:
-        raise PriorError("the contract's prior is 'public': give the folder of public images")
+        raise PriorError(
+            f"the contract's prior is '{contract.prior.kind}': give the folder of public images"
+        )
     half = contract.images // 2
     start = torch.cat([covering(public, contract.images - half), free[:half]])
     provenance = {

@@ -33,8 +33,8 @@ def main() -> None:
         and evaluation_images(
             folder,
             size_px=task.size_px,
-            low_hu=task.window_low_hu,
-            high_hu=task.window_high_hu,
+            low_hu=task.window[0],
+            high_hu=task.window[1],
         )
         for folder in (given.train, given.holdout, given.public)
     ]

@@ -92,7 +92,7 @@ def play(given: argparse.Namespace, federation: Federation, console: Console) ->
         with watch:
             cohorts = images(given, federation, narrator)
             contract = write_contract(given.contract, folder, public=cohorts.public is not None)
-            if read_contract(contract).prior == "phantom":
+            if read_contract(contract).prior.kind == "phantom":
                 cohorts = dataclasses.replace(cohorts, public=None)
             with narrator.phase("enrolment", "keys, certificates, enrolment"):
                 url = commands.enrol(federation, cohorts.sites)
@@ -165,7 +165,7 @@ def write_contract(source: Path, folder: Path, *, public: bool) -> Path:
     read_contract(source)
     text = source.read_text("utf-8")
     if public and "prior" not in tomllib.loads(text):
-        text = f'prior = "public"\n{text}'
+        text = f'prior.kind = "both"\n{text}'
     path = folder / "contract.toml"
     path.write_text(text, encoding="utf-8")
     return path

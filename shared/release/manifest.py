@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 from pydantic import Field, ValidationError
 
-from shared.contract import Frozen, Slug, canonical_json, explain
+from shared.frozen import Frozen, Slug, canonical_json, explain
 from shared.release.errors import (
     ExtraFileError,
     LocalError,

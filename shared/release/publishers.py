@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, ValidationError
 
-from shared.contract import Frozen
 from shared.durable import write_durably
+from shared.frozen import Frozen
 from shared.release.errors import LocalError, RollbackError, SwappedVersionError
 from shared.release.keys import decode_key, encode_key
 from shared.release.manifest import VERSION, Sha256, VersionRecord

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.contract import RunContract, canonical_json, explain
+from shared.contract import RunContract
+from shared.frozen import canonical_json, explain
 from shared.readers import ReaderError, read_images
 from shared.release.dataset import DistilledPairs
 from shared.release.errors import LocalError
@@ -72,7 +73,7 @@ def read_patients(folder: Path, contract: RunContract) -> list["torch.Tensor"]:
     task = contract.task
     try:
         images = read_images(
-            folder, size_px=task.size_px, low_hu=task.window_low_hu, high_hu=task.window_high_hu
+            folder, size_px=task.size_px, low_hu=task.window[0], high_hu=task.window[1]
         )
     except ReaderError as error:
         raise LocalError(str(folder), error.problem, error.hint) from None

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.contract import CtDenoise
 from shared.tasks.parallel_beam import Geometry, ParallelBeam, parallel_beam
+from shared.tasks.settings import CtDenoise
 
 WATER_PER_MM = 0.0193
 """Linear attenuation of water at 70 keV, 1/mm."""

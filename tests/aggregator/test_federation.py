@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from aggregator.federation import FederationError, federate
-from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+from shared.architectures import Residual
+from shared.contract import Anchor, PriorSource, Probes, RunContract
 from shared.gradients import cohort_gradients, local_descent, request_seed
 from shared.messages import (
     Message,
@@ -17,6 +18,7 @@ from shared.messages import (
     encode,
     payload_digest,
 )
+from shared.tasks.settings import CtDenoise
 
 CPU = torch.device("cpu")
 CONTRACT = RunContract(
@@ -164,6 +166,6 @@ def test_a_damaged_checkpoint_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def test_a_public_prior_without_a_folder_is_refused(tmp_path: Path) -> None:
-    contract = CONTRACT.model_copy(update={"prior": "public"})
+    contract = CONTRACT.model_copy(update={"prior": PriorSource(kind="public")})
     with pytest.raises(FederationError, match="public images"):
         federate(contract=contract, sites=SITES, exchange=Hospitals(), run=tmp_path)

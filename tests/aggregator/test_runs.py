@@ -23,7 +23,7 @@ from aggregator.runs import (
     watch_run,
 )
 from aggregator.superlink import Node
-from shared.contract import RunContract
+from shared.contract import PriorSource, RunContract
 
 CONTRACT = RunContract(name="demo", seed=3)
 
@@ -82,7 +82,12 @@ def test_a_run_needs_sites_and_the_public_prior_its_volumes(home: AggregatorHome
     with pytest.raises(RunError, match="site add"):
         prepare_run(home, CONTRACT, sites=[], public=None)
     with pytest.raises(RunError, match="--public"):
-        prepare_run(home, CONTRACT.model_copy(update={"prior": "public"}), sites=["a"], public=None)
+        prepare_run(
+            home,
+            CONTRACT.model_copy(update={"prior": PriorSource(kind="public")}),
+            sites=["a"],
+            public=None,
+        )
 
 
 def test_a_damaged_or_foreign_run_is_named(home: AggregatorHome) -> None:

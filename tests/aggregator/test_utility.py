@@ -6,7 +6,9 @@ import torch
 from safetensors.torch import save_file
 
 from aggregator.utility import figures, utility_rows
-from shared.contract import Anchor, CtDenoise, Residual, RunContract
+from shared.architectures import Residual
+from shared.contract import Anchor, RunContract
+from shared.tasks.settings import CtDenoise
 
 CONTRACT = RunContract(
     name="ct",

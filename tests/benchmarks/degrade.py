@@ -12,7 +12,8 @@ import torch
 
 from aggregator.distill.distiller import Distiller
 from aggregator.distill.prior import build_prior
-from shared.contract import Residual, RunContract
+from shared.architectures import Residual
+from shared.contract import RunContract
 from shared.tasks import ct_denoise
 from shared.training import fit_pairs, noisy_pool
 

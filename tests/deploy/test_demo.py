@@ -108,17 +108,17 @@ def test_a_folder_that_is_not_a_demos_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_contract_takes_the_public_prior_where_there_is_one(tmp_path: Path) -> None:
-    for public, prior in ((False, "phantom"), (True, "public")):
+    for public, prior in ((False, "phantom"), (True, "both")):
         contract = read_contract(write_contract(CONTRACT, tmp_path, public=public))
-        assert contract.prior == prior
+        assert contract.prior.kind == prior
         assert contract.name == "demo-ct"
 
 
 def test_a_contract_that_names_its_prior_keeps_it(tmp_path: Path) -> None:
     source = tmp_path / "own.toml"
-    source.write_text('name = "own"\nprior = "phantom"\n[probes]\nrequests = 1\n')
+    source.write_text('name = "own"\nprior.kind = "phantom"\n[probes]\nrequests = 1\n')
     contract = read_contract(write_contract(source, tmp_path, public=True))
-    assert contract.prior == "phantom"
+    assert contract.prior.kind == "phantom"
     assert contract.probes.requests == 1
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from shared.contract import ContractError, RunContract, canonical_json, read_contract
+from shared.contract import ContractError, RunContract, read_contract
+from shared.frozen import canonical_json
 
 
 def test_digest_is_the_sha256_of_sorted_compact_json() -> None:

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+from shared.architectures import Residual
+from shared.contract import Anchor, Probes, RunContract
 from shared.gradients import clip, cohort_gradients, local_descent, patient_gradient, request_seed
 from shared.networks import apply_network, initial_weights
+from shared.tasks.settings import CtDenoise
 from shared.training import noisy_pool
 
 CPU = torch.device("cpu")

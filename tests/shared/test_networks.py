@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.contract import Residual
+from shared.architectures import Residual
 from shared.networks import apply_network, initial_weights, parameter_count
 
 

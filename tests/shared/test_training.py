@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from shared.contract import CtDenoise, Residual
+from shared.architectures import Residual
 from shared.networks import apply_network, initial_weights
+from shared.tasks.settings import CtDenoise
 from shared.training import dihedral, enhance, evaluate, fit_pairs, noisy_pool, sample_batch
 
 TASK = CtDenoise(size_px=32, angles=60, bins=48, pixel_mm=9.0)

@@ -120,9 +120,11 @@ def test_every_command_explains_itself():
 
 
 def test_identifiers_stay_in_the_image_folder(tmp_path, write_slice):
-    from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+    from shared.architectures import Residual
+    from shared.contract import Anchor, Probes, RunContract
     from shared.messages import decode, encode, probe_batch
     from shared.networks import initial_weights
+    from shared.tasks.settings import CtDenoise
     from site_agent.cohort import open_cohort
     from site_agent.worker import answer
 

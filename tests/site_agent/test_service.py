@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+from shared.architectures import Residual
+from shared.contract import Anchor, Probes, RunContract
 from shared.messages import Message, StatusQueryHeader, decode, encode, probe_batch
 from shared.networks import initial_weights
+from shared.tasks.settings import CtDenoise
 from site_agent.cohort import build_cohort
 from site_agent.enrolment import enrol
 from site_agent.frames import call

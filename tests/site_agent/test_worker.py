@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+from shared.architectures import Residual
+from shared.contract import Anchor, Probes, RunContract
 from shared.messages import (
     Message,
     RefusalCode,
@@ -16,6 +17,7 @@ from shared.messages import (
     refusal,
 )
 from shared.networks import initial_weights, parameter_count
+from shared.tasks.settings import CtDenoise
 from site_agent import incidents, worker
 from site_agent.cohort import build_cohort, open_cohort
 from site_agent.intake.slices import PatientSlices, Slice

@@ -3,9 +3,11 @@ import torch
 
 from aggregator.distill.distiller import Distiller
 from aggregator.distill.prior import build_prior
-from shared.contract import Anchor, CtDenoise, Probes, Residual, RunContract
+from shared.architectures import Residual
+from shared.contract import Anchor, Probes, RunContract
 from shared.gradients import cohort_gradients, local_descent, request_seed
 from shared.networks import apply_network
+from shared.tasks.settings import CtDenoise
 from shared.training import enhance
 
 CPU = torch.device("cpu")

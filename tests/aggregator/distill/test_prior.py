@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from aggregator.distill.prior import PriorError, build_prior, covering
-from shared.contract import Anchor, CtDenoise, RunContract
+from shared.contract import Anchor, PriorSource, RunContract
+from shared.tasks.settings import CtDenoise
 
 TASK = CtDenoise(size_px=32, angles=60, bins=48)
 ANCHOR = Anchor(crop_px=16)
@@ -17,7 +18,9 @@ def test_the_default_prior_is_procedural_and_says_so() -> None:
 
 
 def test_a_public_prior_needs_public_images() -> None:
-    contract = RunContract(name="ct", task=TASK, anchor=ANCHOR, prior="public", images=4)
+    contract = RunContract(
+        name="ct", task=TASK, anchor=ANCHOR, prior=PriorSource(kind="public"), images=4
+    )
     with pytest.raises(PriorError, match="public images"):
         build_prior(contract, public=None)
     public = torch.rand(10, 1, 32, 32)

@@ -15,13 +15,16 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from shared import readers
-from shared.contract import CtDenoise, Residual, RunContract, canonical_json
+from shared.architectures import Residual
+from shared.contract import RunContract
+from shared.frozen import canonical_json
 from shared.networks import apply_network, parameter_count
 from shared.release import train as training
 from shared.release.cli import app
 from shared.release.dataset import DistilledPairs
 from shared.release.errors import LocalError
 from shared.tasks import ct_denoise
+from shared.tasks.settings import CtDenoise
 
 SIZE = 32
 CONTRACT = RunContract(

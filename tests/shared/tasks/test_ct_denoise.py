@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from shared.contract import CtDenoise
 from shared.tasks import ct_denoise
+from shared.tasks.settings import CtDenoise
 
 TASK = CtDenoise(size_px=32, angles=60, bins=48, pixel_mm=9.0)
 
