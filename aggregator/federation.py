@@ -104,8 +104,9 @@ def _prior(contract: RunContract, public: Path | None) -> Any:
             patients = read_images(
                 public,
                 size_px=task.size_px,
-                low_hu=task.window[0],
-                high_hu=task.window[1],
+                low=task.window[0],
+                high=task.window[1],
+                modality=task.modality,
             )
             images = torch.cat([torch.from_numpy(slices) for slices in patients])
         return build_prior(contract, public=images)

@@ -140,14 +140,18 @@ def simulate(
 
 def _read(folder: Path, contract: RunContract) -> list[NDArray[np.float32]]:
     task = contract.task
-    return read_images(folder, size_px=task.size_px, low_hu=task.window[0], high_hu=task.window[1])
+    return read_images(
+        folder,
+        size_px=task.size_px,
+        low=task.window[0],
+        high=task.window[1],
+        modality=task.modality,
+    )
 
 
 def _trained_on(hospital: Hospital, contract: RunContract) -> list[NDArray[np.float32]]:
     task = contract.task
-    return hospital.cohort.images(
-        size_px=task.size_px, low_hu=task.window[0], high_hu=task.window[1]
-    )
+    return hospital.cohort.images(size_px=task.size_px, low=task.window[0], high=task.window[1])
 
 
 def _windowed(patient: PatientSlices, contract: RunContract) -> NDArray[np.float32]:
@@ -155,8 +159,8 @@ def _windowed(patient: PatientSlices, contract: RunContract) -> NDArray[np.float
     return windowed(
         [(one.hu, one.spacing_mm) for one in patient.slices],
         size_px=task.size_px,
-        low_hu=task.window[0],
-        high_hu=task.window[1],
+        low=task.window[0],
+        high=task.window[1],
     )
 
 

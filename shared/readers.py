@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.tasks.settings import Modality
+
 GROUP = "fedstill.readers"
 
 
@@ -25,9 +27,19 @@ class ReaderError(ValueError):
 
 
 def read_images(
-    folder: Path, *, size_px: int, low_hu: float, high_hu: float
+    folder: Path,
+    *,
+    size_px: int,
+    low: float,
+    high: float,
+    modality: Modality,
+    sequence: str | None = None,
 ) -> list[NDArray[np.float32]]:
-    """One (n, 1, S, S) array in window units a patient.
+    """One (n, 1, S, S) array in window units a patient, of one modality.
+
+    ``low`` and ``high`` are the stored values mapped to 0 and 1 (a task's ``window``): HU, or for
+    MR thousandths of a series' 99.5th percentile. ``sequence`` chooses among a patient's MR series
+    by name; without it all are read.
 
     Raises ``ReaderError`` where no reader is installed, or the folder holds nothing readable.
     """
@@ -44,10 +56,10 @@ def read_images(
         ) from None
     try:
         patients: list[NDArray[np.float32]] = read(
-            folder, size_px=size_px, low_hu=low_hu, high_hu=high_hu
+            folder, size_px=size_px, low=low, high=high, modality=modality, sequence=sequence
         )
     except ValueError as error:
         raise ReaderError(folder, str(error).removeprefix(f"{folder}: ")) from None
     if not patients:
-        raise ReaderError(folder, "holds no axial CT slice that can be read")
+        raise ReaderError(folder, f"holds no axial {modality} slice that can be read")
     return patients

@@ -71,8 +71,8 @@ class Cohort:
         self,
         *,
         size_px: int,
-        low_hu: float,
-        high_hu: float,
+        low: float,
+        high: float,
         max_slices_per_patient: int = MAX_SLICES_PER_PATIENT,
     ) -> list[NDArray[np.float32]]:
         """One (n, 1, size_px, size_px) array in [0, 1] a patient, sorted by pseudonym.
@@ -87,8 +87,8 @@ class Cohort:
                 windowed(
                     [self._slice(numbers[place]) for place in chosen],
                     size_px=size_px,
-                    low_hu=low_hu,
-                    high_hu=high_hu,
+                    low=low,
+                    high=high,
                 )
             )
         return images

@@ -227,10 +227,10 @@ def _check_result(values: FloatArray, *, shape: tuple[int, ...], clip_norm: floa
 
 @lru_cache(maxsize=2)
 def _images(
-    cohort: Cohort, size_px: int, low_hu: float, high_hu: float, where: torch.device
+    cohort: Cohort, size_px: int, low: float, high: float, where: torch.device
 ) -> tuple[Tensor, ...]:
     """A cohort's images on the device: kept, as all requests of a run use the same ones."""
-    images = cohort.images(size_px=size_px, low_hu=low_hu, high_hu=high_hu)
+    images = cohort.images(size_px=size_px, low=low, high=high)
     return tuple(torch.from_numpy(image).to(where) for image in images)
 
 

@@ -33,8 +33,9 @@ def main() -> None:
         and evaluation_images(
             folder,
             size_px=task.size_px,
-            low_hu=task.window[0],
-            high_hu=task.window[1],
+            low=task.window[0],
+            high=task.window[1],
+            modality=task.modality,
         )
         for folder in (given.train, given.holdout, given.public)
     ]

@@ -73,7 +73,11 @@ def read_patients(folder: Path, contract: RunContract) -> list["torch.Tensor"]:
     task = contract.task
     try:
         images = read_images(
-            folder, size_px=task.size_px, low_hu=task.window[0], high_hu=task.window[1]
+            folder,
+            size_px=task.size_px,
+            low=task.window[0],
+            high=task.window[1],
+            modality=task.modality,
         )
     except ReaderError as error:
         raise LocalError(str(folder), error.problem, error.hint) from None

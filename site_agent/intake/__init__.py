@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.tasks.settings import Modality
 from site_agent.intake import dicom, nifti
 from site_agent.intake.geometry import THIN_MM, evenly_spaced
 from site_agent.intake.reasons import IntakeReport, Skipped, SkipReason
@@ -75,12 +76,20 @@ def read_folder(
 
 
 def evaluation_images(
-    folder: Path, *, size_px: int, low_hu: float, high_hu: float
+    folder: Path,
+    *,
+    size_px: int,
+    low: float,
+    high: float,
+    modality: Modality,
+    sequence: str | None = None,
 ) -> list[NDArray[np.float32]]:
-    """The CT images of a folder, one (n, 1, size_px, size_px) array in [0, 1] a patient.
+    """The images of a folder, one (n, 1, size_px, size_px) array in [0, 1] a patient.
 
     As ``Cohort.images`` gives them, without a cohort. Raises ``IntakeError`` where there are none.
     """
+    if modality != "CT" or sequence is not None:
+        raise IntakeError(f"{folder}: MR is not read yet")
     report = IntakeReport()
     images = []
     for patient in read_folder(
@@ -88,7 +97,7 @@ def evaluation_images(
     ):
         chosen = evenly_spaced(len(patient.slices), at_most=EVALUATED_SLICES)
         slices = [(patient.slices[place].hu, patient.slices[place].spacing_mm) for place in chosen]
-        images.append(windowed(slices, size_px=size_px, low_hu=low_hu, high_hu=high_hu))
+        images.append(windowed(slices, size_px=size_px, low=low, high=high))
     if not images:
         raise IntakeError(f"{folder}: no axial CT image could be used ({report.summary()})")
     return images

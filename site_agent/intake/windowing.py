@@ -12,19 +12,19 @@ def windowed(
     slices: Sequence[tuple[NDArray[np.int16], tuple[float, float]]],
     *,
     size_px: int,
-    low_hu: float,
-    high_hu: float,
+    low: float,
+    high: float,
 ) -> NDArray[np.float32]:
     """Images (n, 1, size_px, size_px) in [0, 1] of n slices, each with its (row, column) in mm.
 
-    A slice is padded to a square with ``low_hu``, averaged over the area of each new pixel (or
+    A slice is padded to a square with ``low``, averaged over the area of each new pixel (or
     interpolated linearly where it is the smaller one), and windowed.
     """
     images = np.empty((len(slices), 1, size_px, size_px), np.float32)
     for image, (hu, spacing_mm) in zip(images, slices, strict=True):
-        image[0] = _resized(hu, spacing_mm, size_px=size_px, fill_hu=low_hu)
-    images -= low_hu
-    images /= high_hu - low_hu
+        image[0] = _resized(hu, spacing_mm, size_px=size_px, fill_hu=low)
+    images -= low
+    images /= high - low
     return np.clip(images, 0.0, 1.0, out=images)
 
 

@@ -24,7 +24,7 @@ def patients(levels):
 def test_images_by_patient(tmp_path):
     build_cohort(tmp_path / "cohort", patients([[0, 500], [1000]]))
     cohort = open_cohort(tmp_path / "cohort")
-    images = cohort.images(size_px=8, low_hu=-1000, high_hu=1000)
+    images = cohort.images(size_px=8, low=-1000, high=1000)
     assert (cohort.patients, cohort.slices) == (2, 3)
     assert [image.shape for image in images] == [(2, 1, 8, 8), (1, 1, 8, 8)]
     assert images[0][:, 0, 4, 4] == pytest.approx([0.5, 0.75])
@@ -33,9 +33,9 @@ def test_images_by_patient(tmp_path):
 
 def test_no_more_slices_a_patient_than_asked(tmp_path):
     cohort = build_cohort(tmp_path / "cohort", patients([range(0, 1000, 100)]))
-    (image,) = cohort.images(size_px=4, low_hu=0, high_hu=1000, max_slices_per_patient=2)
+    (image,) = cohort.images(size_px=4, low=0, high=1000, max_slices_per_patient=2)
     assert image[:, 0, 2, 2] == pytest.approx([0.2, 0.7])
-    (image,) = cohort.images(size_px=4, low_hu=0, high_hu=1000)
+    (image,) = cohort.images(size_px=4, low=0, high=1000)
     assert len(image) == 8
 
 
@@ -71,7 +71,7 @@ def test_a_build_that_fails_leaves_the_old_cohort(tmp_path):
     with pytest.raises(CohortError, match="no axial CT image"):
         build_cohort(tmp_path, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    (image,) = open_cohort(tmp_path).images(size_px=4, low_hu=0, high_hu=100)
+    (image,) = open_cohort(tmp_path).images(size_px=4, low=0, high=100)
     assert image.max() == 1
 
 
@@ -96,7 +96,7 @@ def test_a_killed_build_leaves_the_old_cohort_and_its_rubbish_goes_next_time(tmp
 def test_a_reader_keeps_the_cohort_it_opened(tmp_path):
     old = build_cohort(tmp_path, patients([[100]]))
     build_cohort(tmp_path, patients([[0]]))
-    (image,) = old.images(size_px=4, low_hu=0, high_hu=100)
+    (image,) = old.images(size_px=4, low=0, high=100)
     assert image.max() == 1
     assert len(list(tmp_path.glob("*.i16"))) == 1
 

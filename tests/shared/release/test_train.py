@@ -75,9 +75,15 @@ def trainable(tmp_path: Path, contents: Callable[..., dict[str, bytes]]) -> Path
 
 
 def read_discs(
-    folder: Path, *, size_px: int, low_hu: float, high_hu: float
+    folder: Path,
+    *,
+    size_px: int,
+    low: float,
+    high: float,
+    modality: str,
+    sequence: str | None,
 ) -> list[NDArray[np.float32]]:
-    assert (size_px, low_hu, high_hu) == (SIZE, -1000.0, 1000.0)
+    assert (size_px, low, high, modality, sequence) == (SIZE, -1000.0, 1000.0, "CT", None)
     return [discs(2, seed=20), discs(1, seed=21), discs(3, seed=22)]
 
 
@@ -136,7 +142,9 @@ def test_train_beats_the_input_and_saves_the_network(
 
     # The saved network, applied by hand, gives the figure of seed 0 again: patient means, averaged.
     untouched, enhanced = [], []
-    for number, patient in enumerate(read_discs(tmp_path, size_px=32, low_hu=-1e3, high_hu=1e3)):
+    for number, patient in enumerate(
+        read_discs(tmp_path, size_px=32, low=-1e3, high=1e3, modality="CT", sequence=None)
+    ):
         hq = torch.from_numpy(patient)
         lq = ct_denoise.degrade(CONTRACT.task, hq, seed=number)
         for images, psnrs in ((lq, untouched), (apply_network(network, weights, lq), enhanced)):

@@ -116,7 +116,7 @@ def test_evaluation_images(tmp_path, write_slice):
     for z in range(12):
         write_slice(tmp_path / str(z), level(0), patient_id="A", position=(0, 0, z))
     write_slice(tmp_path / "b", level(1000), patient_id="B")
-    images = evaluation_images(tmp_path, size_px=16, low_hu=-1000, high_hu=1000)
+    images = evaluation_images(tmp_path, size_px=16, low=-1000, high=1000, modality="CT")
     assert sorted(image.shape for image in images) == [(1, 1, 16, 16), (8, 1, 16, 16)]
     assert {float(value) for image in images for value in np.unique(image)} == {0.5, 1.0}
 
@@ -124,9 +124,9 @@ def test_evaluation_images(tmp_path, write_slice):
 def test_a_folder_without_images_is_a_clear_error(tmp_path, write_slice):
     write_slice(tmp_path / "mr", Modality="MR")
     with pytest.raises(IntakeError, match="1 not-ct"):
-        evaluation_images(tmp_path, size_px=16, low_hu=-1000, high_hu=1000)
+        evaluation_images(tmp_path, size_px=16, low=-1000, high=1000, modality="CT")
     with pytest.raises(IntakeError, match="is not a folder"):
-        evaluation_images(tmp_path / "absent", size_px=16, low_hu=-1000, high_hu=1000)
+        evaluation_images(tmp_path / "absent", size_px=16, low=-1000, high=1000, modality="CT")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_real_folders(real_data, hospital, patients, skipped):
 
 def test_real_volumes(real_data):
     images = evaluation_images(
-        real_data / "ct" / "public-prior", size_px=64, low_hu=-1000, high_hu=1000
+        real_data / "ct" / "public-prior", size_px=64, low=-1000, high=1000, modality="CT"
     )
     assert len(images) == 2
     for image in images:
@@ -165,7 +165,7 @@ def test_real_volumes(real_data):
 def test_real_slices_show_the_spine_below(real_data):
     # Of the patients with bone in the middle third, supine, prone or on their side.
     images = evaluation_images(
-        real_data / "ct" / "hospital-b", size_px=96, low_hu=-1000, high_hu=1000
+        real_data / "ct" / "hospital-b", size_px=96, low=-1000, high=1000, modality="CT"
     )
     below = [
         float((bone[:, 0, 48:] > 0.62).sum() > (bone[:, 0, :48] > 0.62).sum())

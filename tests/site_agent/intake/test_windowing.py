@@ -4,10 +4,8 @@ import pytest
 from site_agent.intake.windowing import windowed
 
 
-def one(hu, *, size_px, spacing_mm=(1.0, 1.0), low_hu=-1000.0, high_hu=1000.0):
-    image = windowed(
-        [(np.asarray(hu, np.int16), spacing_mm)], size_px=size_px, low_hu=low_hu, high_hu=high_hu
-    )
+def one(hu, *, size_px, spacing_mm=(1.0, 1.0), low=-1000.0, high=1000.0):
+    image = windowed([(np.asarray(hu, np.int16), spacing_mm)], size_px=size_px, low=low, high=high)
     assert image.shape == (1, 1, size_px, size_px)
     assert image.dtype == np.float32
     return image[0, 0]
@@ -36,11 +34,11 @@ def test_pixels_that_are_not_square_keep_the_patient_in_shape():
 
 
 def test_enlarging_interpolates_linearly():
-    image = one([[0, 100], [0, 100]], size_px=4, low_hu=0.0, high_hu=100.0)
+    image = one([[0, 100], [0, 100]], size_px=4, low=0.0, high=100.0)
     assert image[0].tolist() == pytest.approx([0, 0.25, 0.75, 1])
 
 
 def test_values_stay_in_the_window():
     hu = np.random.default_rng(1).integers(-1024, 3000, (37, 61))
-    image = one(hu, size_px=40, low_hu=-160.0, high_hu=240.0)
+    image = one(hu, size_px=40, low=-160.0, high=240.0)
     assert image.min() == 0 and image.max() == 1
