@@ -6,9 +6,9 @@ batch companions. All keep the image size and add a correction to their input.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from shared.frozen import Frozen
+from shared.frozen import Frozen, explain
 
 
 class Residual(Frozen):
@@ -51,3 +51,47 @@ class UNet(Frozen):
 
 
 Network = Annotated[Residual | DnCnn | RedCnn | Edsr | UNet, Field(discriminator="kind")]
+
+FAMILIES: dict[str, type[Residual | DnCnn | RedCnn | Edsr | UNet]] = {
+    "residual": Residual,
+    "dncnn": DnCnn,
+    "red-cnn": RedCnn,
+    "edsr": Edsr,
+    "unet": UNet,
+}
+
+
+def read_network(text: str) -> Network:
+    """The network that ``kind`` or ``kind:key=value,key=value`` describes.
+
+    Raises ``ValueError`` naming the kind or the field that is wrong.
+    """
+    kind, _, settings = text.partition(":")
+    if kind not in FAMILIES:
+        raise ValueError(f"no such network; there are {', '.join(FAMILIES)}")
+    values: dict[str, str] = {}
+    for setting in settings.split(",") if settings else []:
+        name, equals, value = setting.partition("=")
+        if not equals or name in values:
+            problem = "given twice" if name in values else "write it as key=value"
+            raise ValueError(f"{name or setting}: {problem}")
+        values[name] = value
+    try:
+        return FAMILIES[kind].model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+
+
+def in_words(network: Network) -> str:
+    """``network`` for a reader of a card: its family, depth and width."""
+    if isinstance(network, Residual):
+        return f"a residual network of {network.depth} layers and {network.width} channels"
+    if isinstance(network, DnCnn):
+        size = f"{network.depth} layers and {network.width} channels"
+        return f"DnCNN of {size}, without batch normalisation"
+    if isinstance(network, RedCnn):
+        return f"RED-CNN of {network.width} channels"
+    if isinstance(network, Edsr):
+        size = f"{network.blocks} blocks and {network.width} channels"
+        return f"EDSR of {size}, without its upsampler"
+    return f"a U-Net halved {network.levels} times, with {network.width} channels at full size"
