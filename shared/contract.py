@@ -103,12 +103,12 @@ class Anchor(Frozen):
     clip_norm: float = Field(
         3.0, gt=0, le=1e6, description="L2 bound of a site's accumulated gradient"
     )
-    public_steps: int = Field(1500, ge=0, le=100_000, description="steps of the public start")
+    public_steps: int = Field(3000, ge=0, le=100_000, description="steps of the public start")
     inputs: Literal["matched", "start"] = Field(
         "matched", description="images whose degraded versions the anchor answers for"
     )
     symmetric: bool = Field(
-        False, description="targets are the anchor's mean over the eight dihedral transforms"
+        True, description="targets are the anchor's mean over the eight dihedral transforms"
     )
 
 
@@ -147,6 +147,12 @@ class RunContract(Frozen):
     def _consistent(self) -> "RunContract":
         if self.anchor.crop_px > self.task.size_px:
             raise ValueError("anchor.crop_px must not exceed task.size_px")
+        order = ("federation", "cohort", "patient")
+        if order.index(self.spg.persona) > order.index(self.granularity):
+            raise ValueError(
+                f"spg.persona '{self.spg.persona}' needs summaries as fine: "
+                f"set granularity to '{self.spg.persona}'"
+            )
         if self.rounds == 0:
             raise ValueError("probes.requests and anchor.rounds are both 0: nothing to ask a site")
         return self
