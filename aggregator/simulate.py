@@ -25,6 +25,7 @@ from shared.contract import ContractError, RunContract, read_contract
 from shared.durable import write_durably
 from shared.readers import ReaderError, read_images
 from shared.release.progress import progress
+from shared.tasks.settings import Modality
 from site_agent.cohort import Cohort, CohortError, build_cohort
 from site_agent.intake import IntakeError, read_folder
 from site_agent.intake.reasons import IntakeReport
@@ -48,7 +49,14 @@ class Hospital:
     outbox: Outbox
 
 
-def open_hospital(folder: Path, *, home: Path, keep_back: bool) -> tuple[Hospital, list[Any]]:
+def open_hospital(
+    folder: Path,
+    *,
+    home: Path,
+    keep_back: bool,
+    modality: Modality,
+    sequence: str | None = None,
+) -> tuple[Hospital, list[Any]]:
     """Indexes a folder of images into ``home``; returns the site and the patients kept back.
 
     Raises ``IntakeError`` or ``CohortError`` where the folder holds too little.
@@ -59,13 +67,21 @@ def open_hospital(folder: Path, *, home: Path, keep_back: bool) -> tuple[Hospita
             pseudonym_key=hashlib.sha256(b"fedstill simulation").digest(),
             slices_per_patient=SLICES_PER_PATIENT,
             report=IntakeReport(),
+            modality=modality,
+            sequence=sequence,
         )
     )
     apart = patients[::KEPT_BACK] if keep_back else []
     names = {patient.pseudonym for patient in apart}
-    cohort = build_cohort(home / "cohort", (one for one in patients if one.pseudonym not in names))
+    kept = (one for one in patients if one.pseudonym not in names)
+    cohort = build_cohort(home / "cohort", kept, modality=modality)
     settings = SiteSettings(
-        home=home, name=folder.name.lower(), aggregator="localhost:1", images=folder
+        home=home,
+        name=folder.name.lower(),
+        aggregator="localhost:1",
+        images=folder,
+        modality=modality,
+        sequence=sequence,
     )
     return Hospital(settings, cohort, Outbox(settings.outbox_path)), apart
 
@@ -106,7 +122,12 @@ def simulate(
     if not folders:
         raise ReaderError(data, "holds no folder named hospital-*, one for each site")
     opened = [
-        open_hospital(folder, home=run / "sites" / folder.name, keep_back=holdout is None)
+        open_hospital(
+            folder,
+            home=run / "sites" / folder.name,
+            keep_back=holdout is None,
+            modality=contract.task.modality,
+        )
         for folder in folders
     ]
     hospitals = [hospital for hospital, _ in opened]
@@ -157,7 +178,7 @@ def _trained_on(hospital: Hospital, contract: RunContract) -> list[NDArray[np.fl
 def _windowed(patient: PatientSlices, contract: RunContract) -> NDArray[np.float32]:
     task = contract.task
     return windowed(
-        [(one.hu, one.spacing_mm) for one in patient.slices],
+        [(one.pixels, one.spacing_mm) for one in patient.slices],
         size_px=task.size_px,
         low=task.window[0],
         high=task.window[1],

@@ -82,9 +82,11 @@ def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
                 pseudonym_key=pseudonym_key(settings),
                 slices_per_patient=settings.slices_per_patient,
                 report=report,
+                modality=settings.modality,
+                sequence=settings.sequence,
             )
             try:
-                build_cohort(settings.cohort_path, patients)
+                build_cohort(settings.cohort_path, patients, modality=settings.modality)
             except CohortError as error:
                 raise CohortError(f"{error} ({report.summary()})") from None
     if as_json:

@@ -1,7 +1,8 @@
 """The cohort: a site's slices as one memory-mapped file, grouped by patient.
 
 Folder format: ``index.json`` names ``slices-<token>.i16``, in which the slices lie one after the
-other, little-endian int16 Hounsfield units, each at its native size. A build writes a new data file
+other, little-endian int16, each at its native size: Hounsfield units of CT, of MR thousandths of
+the series' 99.5th percentile. A build writes a new data file
 and then replaces the index: readers see the old cohort or the new one, after a crash too. The index
 holds pseudonyms, sizes and spacings: no identifier, no path, no date.
 """
@@ -22,6 +23,7 @@ from pydantic import Field, ValidationError
 
 from shared.durable import sync_folder, write_durably
 from shared.frozen import Frozen
+from shared.tasks.settings import Modality
 from site_agent.intake.geometry import evenly_spaced
 from site_agent.intake.slices import PatientSlices
 from site_agent.intake.windowing import windowed
@@ -38,7 +40,7 @@ class CohortIndex(Frozen):
     """What ``index.json`` holds: a list entry a slice; ``patient`` is a place in ``patients``."""
 
     version: Literal[1] = 1
-    modality: Literal["CT"] = "CT"
+    modality: Modality = "CT"
     data: str = Field(pattern=r"^slices-[0-9a-f]{16}\.i16$")
     patients: list[str]
     patient: list[int]
@@ -77,7 +79,8 @@ class Cohort:
     ) -> list[NDArray[np.float32]]:
         """One (n, 1, size_px, size_px) array in [0, 1] a patient, sorted by pseudonym.
 
-        Of a patient with more slices than the maximum, evenly spaced ones.
+        ``low`` and ``high`` are the stored values that become 0 and 1 (a task's window). Of a
+        patient with more slices than the maximum, evenly spaced ones.
         """
         images = []
         for _, members in groupby(range(self.slices), key=self.index.patient.__getitem__):
@@ -100,7 +103,7 @@ class Cohort:
         return pixels, (index.row_mm[number], index.column_mm[number])
 
 
-def build_cohort(folder: Path, patients: Iterable[PatientSlices]) -> Cohort:
+def build_cohort(folder: Path, patients: Iterable[PatientSlices], *, modality: Modality) -> Cohort:
     """Replaces the cohort in ``folder`` by one of ``patients``, which come sorted by pseudonym.
 
     The old cohort stays until the new one is whole on the disk. Raises ``CohortError`` where there
@@ -113,7 +116,7 @@ def build_cohort(folder: Path, patients: Iterable[PatientSlices]) -> Cohort:
         name = f"slices-{secrets.token_hex(8)}.i16"
         part = folder / f"{name}.part"
         try:
-            index = _write_slices(part, name, patients)
+            index = _write_slices(part, name, patients, modality)
             part.replace(folder / name)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -162,7 +165,9 @@ def open_cohort(folder: Path) -> Cohort:
     return Cohort(index=index, _voxels=voxels, _offsets=offsets)
 
 
-def _write_slices(part: Path, name: str, patients: Iterable[PatientSlices]) -> CohortIndex:
+def _write_slices(
+    part: Path, name: str, patients: Iterable[PatientSlices], modality: Modality
+) -> CohortIndex:
     columns: dict[str, list[float | None]] = {
         field: [] for field in ("patient", "rows", "columns", "row_mm", "column_mm", "thickness_mm")
     }
@@ -171,10 +176,10 @@ def _write_slices(part: Path, name: str, patients: Iterable[PatientSlices]) -> C
     with os.fdopen(descriptor, "wb") as file:
         for patient in patients:
             for item in patient.slices:
-                file.write(np.ascontiguousarray(item.hu, "<i2").tobytes())
+                file.write(np.ascontiguousarray(item.pixels, "<i2").tobytes())
                 columns["patient"].append(len(pseudonyms))
-                columns["rows"].append(item.hu.shape[0])
-                columns["columns"].append(item.hu.shape[1])
+                columns["rows"].append(item.pixels.shape[0])
+                columns["columns"].append(item.pixels.shape[1])
                 columns["row_mm"].append(item.spacing_mm[0])
                 columns["column_mm"].append(item.spacing_mm[1])
                 columns["thickness_mm"].append(item.thickness_mm)
@@ -182,8 +187,10 @@ def _write_slices(part: Path, name: str, patients: Iterable[PatientSlices]) -> C
         file.flush()
         os.fsync(file.fileno())
     if not pseudonyms:
-        raise CohortError("no axial CT image could be used: no cohort was written")
-    return CohortIndex.model_validate({"data": name, "patients": pseudonyms, **columns})
+        raise CohortError(f"no axial {modality} image could be used: no cohort was written")
+    return CohortIndex.model_validate(
+        {"modality": modality, "data": name, "patients": pseudonyms, **columns}
+    )
 
 
 @contextmanager

@@ -4,12 +4,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from shared.frozen import Frozen, Slug
+from shared.tasks.settings import Modality
 from site_agent.policy import Policy
 
 SETTINGS_FILE = "site.toml"
+
+Sequence = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _*-]{0,31}$")]
+"""The begin of a word in the names of MR series, such as FLAIR or T1."""
 
 
 class SettingsError(ValueError):
@@ -25,10 +29,20 @@ class SiteSettings(Frozen):
         str, Field(pattern=r"^(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$")
     ] = Field(description="host:port the site connects to")
     images: Path = Field(description="folder of DICOM or NIfTI files, absolute")
+    modality: Modality = Field("CT", description="what is offered: CT or MR")
+    sequence: Sequence | None = Field(
+        None, description="of MR, take the series alone of whose name a word begins so"
+    )
     slices_per_patient: int = Field(
         32, ge=1, le=512, description="slices kept of one patient, evenly spaced"
     )
     policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _sequence_of_mr(self) -> "SiteSettings":
+        if self.sequence is not None and self.modality != "MR":
+            raise ValueError('is for MR: set modality = "MR", or remove it')
+        return self
 
     @property
     def key_path(self) -> Path:
@@ -105,6 +119,10 @@ def explain_settings(error: ValidationError) -> str:
             parts.append(f"{field}: unknown setting, remove it; known: {known}")
         elif item["type"] == "missing":
             parts.append(f"{field}: missing, add it")
+        elif field == "sequence":
+            parts.append("sequence: write the begin of a word of the series' name, such as FLAIR")
+        elif field == "":
+            parts.append(f"sequence: {item['msg'].removeprefix('Value error, ')}")
         elif field == "name":
             parts.append("name: use lower-case letters, digits and hyphens, at most 63")
         elif field == "aggregator":

@@ -1,7 +1,7 @@
-"""Folders of DICOM or NIfTI files into CT slices in Hounsfield units, by patient.
+"""Folders of DICOM or NIfTI files into slices of one modality, by patient.
 
 1. List the files, in a fixed order.
-2. Read each one's header; skip what is not an axial CT image, with a code.
+2. Read each one's header; skip what is not an axial image of the modality, with a code.
 3. Group by patient (PatientID, else the folder), then by series, ordered along the normal.
 4. Patient by patient, read the pixels of the slices that are kept.
 
@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 
 from shared.tasks.settings import Modality
 from site_agent.intake import dicom, nifti
-from site_agent.intake.geometry import THIN_MM, evenly_spaced
+from site_agent.intake.geometry import evenly_spaced
+from site_agent.intake.mr import names_sequence
 from site_agent.intake.reasons import IntakeReport, Skipped, SkipReason
-from site_agent.intake.slices import PatientSlices, Slice
+from site_agent.intake.selection import Candidate, read_patient
+from site_agent.intake.slices import PatientSlices
 from site_agent.intake.windowing import windowed
 
 EVALUATED_SLICES = 8
@@ -36,38 +38,50 @@ class IntakeError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A slice whose pixels have not been read: of a DICOM file, or number ``index`` of a volume."""
+class _Wanted:
+    """What a site offers: a modality and, of MR, the sequences whose name has a word so begun."""
 
-    source: dicom.DicomSlice | nifti.NiftiVolume
-    index: int
-    thickness_mm: float | None
-    order: tuple[str, float, str]  # series, position, file
+    modality: Modality
+    sequence: str | None = None
 
 
 def read_folder(
-    path: Path, *, pseudonym_key: bytes, slices_per_patient: int, report: IntakeReport
+    path: Path,
+    *,
+    pseudonym_key: bytes,
+    slices_per_patient: int,
+    report: IntakeReport,
+    modality: Modality,
+    sequence: str | None = None,
 ) -> Iterator[PatientSlices]:
     """Yields a folder's patients, sorted by pseudonym, at most ``slices_per_patient`` of each.
 
     A pseudonym is an HMAC under ``pseudonym_key``. Slices of at most 5 mm are preferred where a
-    patient has any. ``report`` counts what was skipped, and why. Raises ``IntakeError`` where the
-    folder itself cannot be read.
+    patient has any. ``sequence`` takes the MR series alone of whose name a word begins with it, in
+    any case: of a volume's file name, of a DICOM series' ProtocolName or SeriesDescription.
+    ``report`` counts what was skipped, and why. Raises ``IntakeError`` where the folder itself
+    cannot be read.
     """
-    candidates: dict[str, list[_Candidate]] = defaultdict(list)
+    wanted = _Wanted(modality, sequence)
+    candidates: dict[str, list[Candidate]] = defaultdict(list)
     files = list(_files(path, report))
     report.files = len(files)
     seen: set[str] = set()
     for done, file in enumerate(files, start=1):
         try:
-            patient, found = _header(file, path, seen)
+            patient, found = _header(file, path, seen, wanted)
             candidates[_pseudonym(pseudonym_key, patient)] += found
         except Skipped as skipped:
             report.skip(skipped.reason)
         report.progress("headers", done, len(files))
     for done, pseudonym in enumerate(sorted(candidates), start=1):
         # Popped, so that a large folder's headers go as its pixels come.
-        patient_slices = _read(candidates.pop(pseudonym), slices_per_patient, report)
+        patient_slices = read_patient(
+            candidates.pop(pseudonym),
+            modality=modality,
+            at_most=slices_per_patient,
+            report=report,
+        )
         if patient_slices:
             report.patients += 1
             report.slices += len(patient_slices)
@@ -88,18 +102,21 @@ def evaluation_images(
 
     As ``Cohort.images`` gives them, without a cohort. Raises ``IntakeError`` where there are none.
     """
-    if modality != "CT" or sequence is not None:
-        raise IntakeError(f"{folder}: MR is not read yet")
     report = IntakeReport()
     images = []
     for patient in read_folder(
-        folder, pseudonym_key=b"", slices_per_patient=KEPT_SLICES, report=report
+        folder,
+        pseudonym_key=b"",
+        slices_per_patient=KEPT_SLICES,
+        report=report,
+        modality=modality,
+        sequence=sequence,
     ):
         chosen = evenly_spaced(len(patient.slices), at_most=EVALUATED_SLICES)
-        slices = [(patient.slices[place].hu, patient.slices[place].spacing_mm) for place in chosen]
+        slices = [(patient.slices[n].pixels, patient.slices[n].spacing_mm) for n in chosen]
         images.append(windowed(slices, size_px=size_px, low=low, high=high))
     if not images:
-        raise IntakeError(f"{folder}: no axial CT image could be used ({report.summary()})")
+        raise IntakeError(f"{folder}: no axial {modality} image could be used ({report.summary()})")
     return images
 
 
@@ -125,7 +142,7 @@ def _files(path: Path, report: IntakeReport) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _header(file: Path, root: Path, seen: set[str]) -> tuple[str, list[_Candidate]]:
+def _header(file: Path, root: Path, seen: set[str], wanted: _Wanted) -> tuple[str, list[Candidate]]:
     """The patient (not yet a pseudonym) and the slices of one file. Raises ``Skipped``."""
     try:
         # Opening a pipe or a device could block for ever.
@@ -135,24 +152,30 @@ def _header(file: Path, root: Path, seen: set[str]) -> tuple[str, list[_Candidat
     except OSError:
         raise Skipped(SkipReason.UNREADABLE) from None
     if is_dicom:
-        return _dicom_header(file, root, seen)
+        return _dicom_header(file, root, seen, wanted)
     if file.name.lower().endswith(nifti.SUFFIXES):
+        stem = file.name.lower().removesuffix(".gz").removesuffix(".nii")
+        if wanted.sequence is not None and not names_sequence(stem, wanted.sequence):
+            raise Skipped(SkipReason.OTHER_SEQUENCE)
         volume = nifti.read_header(file)
+        series = str(file.relative_to(root))
         return _folder_patient(file, root), [
-            _Candidate(volume, index, volume.thickness_mm, (file.name, float(index), ""))
+            Candidate(volume, index, volume.thickness_mm, (series, float(index), ""))
             for index in range(volume.slices)
         ]
     raise Skipped(SkipReason.NOT_AN_IMAGE)
 
 
-def _dicom_header(file: Path, root: Path, seen: set[str]) -> tuple[str, list[_Candidate]]:
-    header = dicom.read_header(file)
+def _dicom_header(
+    file: Path, root: Path, seen: set[str], wanted: _Wanted
+) -> tuple[str, list[Candidate]]:
+    header = dicom.read_header(file, modality=wanted.modality, sequence=wanted.sequence)
     if header.instance:
         if header.instance in seen:
             raise Skipped(SkipReason.DUPLICATE)
         seen.add(header.instance)
     order = (header.series, header.position_mm, str(file))
-    candidate = _Candidate(header, 0, header.thickness_mm, order)
+    candidate = Candidate(header, 0, header.thickness_mm, order)
     if header.patient_id is not None:
         return f"id:{header.patient_id}", [candidate]
     return _folder_patient(file, root), [candidate]
@@ -172,26 +195,3 @@ def _folder_patient(file: Path, root: Path) -> str:
 def _pseudonym(key: bytes, patient: str) -> str:
     digest = hmac.new(key, patient.encode("utf-8", "surrogateescape"), hashlib.sha256)
     return digest.hexdigest()[:32]
-
-
-def _read(candidates: list[_Candidate], at_most: int, report: IntakeReport) -> list[Slice]:
-    thin = [item for item in candidates if item.thickness_mm and item.thickness_mm <= THIN_MM]
-    eligible = sorted(thin or candidates, key=lambda item: item.order)
-    chosen = [eligible[index] for index in evenly_spaced(len(eligible), at_most=at_most)]
-    report.not_needed += len(candidates) - len(chosen)
-    # A volume is read once, for all its slices.
-    indices: dict[dicom.DicomSlice | nifti.NiftiVolume, list[int]] = defaultdict(list)
-    for item in chosen:
-        indices[item.source].append(item.index)
-    slices: list[Slice] = []
-    for source, numbers in indices.items():
-        try:
-            if isinstance(source, dicom.DicomSlice):
-                pixels = [dicom.read_pixels(source)]
-            else:
-                pixels = nifti.read_slices(source, numbers)
-        except Skipped as skipped:
-            report.skip(skipped.reason)
-            continue
-        slices += [Slice(hu, source.spacing_mm, source.thickness_mm) for hu in pixels]
-    return slices

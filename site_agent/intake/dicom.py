@@ -1,8 +1,9 @@
-"""CT slices from DICOM files: header first, pixels only of what is kept.
+"""CT and MR slices from DICOM files: header first, pixels only of what is needed.
 
 Part 3 of the standard, CT Image module (C.8.2.1): stored values times RescaleSlope plus
 RescaleIntercept are Hounsfield units, whatever PhotometricInterpretation says of their display, so
-MONOCHROME1 is not inverted.
+MONOCHROME1 is not inverted. MR signal has no unit; slope and intercept only take back what a
+scanner scaled each slice by.
 """
 
 import logging
@@ -28,8 +29,10 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
+from shared.tasks.settings import Modality
 from site_agent.intake.geometry import Plane, axial_plane
-from site_agent.intake.hounsfield import hounsfield
+from site_agent.intake.hounsfield import hounsfield, padded
+from site_agent.intake.mr import names_sequence
 from site_agent.intake.reasons import Skipped, SkipReason
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -40,6 +43,8 @@ _HEADER_TAGS = [
     "BitsAllocated",
     "BurnedInAnnotation",
     "Columns",
+    "EchoTime",
+    "FrameOfReferenceUID",
     "ImageOrientationPatient",
     "ImagePositionPatient",
     "ImageType",
@@ -51,12 +56,14 @@ _HEADER_TAGS = [
     "PixelPaddingValue",
     "PixelRepresentation",
     "PixelSpacing",
+    "ProtocolName",
     "RescaleIntercept",
     "RescaleSlope",
     "RescaleType",
     "Rows",
     "SOPInstanceUID",
     "SamplesPerPixel",
+    "SeriesDescription",
     "SeriesInstanceUID",
     "SliceThickness",
 ]
@@ -82,26 +89,33 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 @dataclass(frozen=True)
 class DicomSlice:
-    """What is known of a CT slice before its pixels are read. ``patient_id`` stays in memory."""
+    """What is known of a slice before its pixels are read. ``patient_id`` stays in memory."""
 
     path: Path
     patient_id: str | None
-    series: str
+    series: str  # of MR an echo of a series: echoes are contrasts of their own
     instance: str
+    frame: str  # of reference: positions of one frame can be compared
     plane: Plane
+    orientation: tuple[float, ...]
+    corner_mm: tuple[float, ...]  # ImagePositionPatient
     position_mm: float
     thickness_mm: float | None
     spacing_mm: tuple[float, float]  # between rows, between columns, as displayed
+    shape: tuple[int, int]  # rows, columns, as stored
     slope: float
     intercept: float
     bits_allocated: int
     padding: tuple[int, int] | None
 
 
-def read_header(path: Path) -> DicomSlice:
+def read_header(
+    path: Path, *, modality: Modality = "CT", sequence: str | None = None
+) -> DicomSlice:
     """Reads everything but the pixels.
 
-    Raises ``Skipped`` with the reason where the file is not an axial CT slice that can be read.
+    ``sequence`` is looked for in the series' name, of which nothing is kept. Raises ``Skipped``
+    with the reason where the file is not an axial slice of ``modality`` that can be read.
     """
     with _reading():
         size = path.stat().st_size
@@ -112,22 +126,34 @@ def read_header(path: Path) -> DicomSlice:
             header = dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
             # It stopped before the tag, representation and length of the pixels.
             pixel_bytes = size - file.tell() - (8 if syntax.is_implicit_VR else 12)
-        _refuse_unwanted(header)
+        _refuse_unwanted(header, modality)
+        names = [str(header.get(tag) or "") for tag in ("ProtocolName", "SeriesDescription")]
+        if sequence is not None and not any(names_sequence(name, sequence) for name in names):
+            raise Skipped(SkipReason.OTHER_SEQUENCE)
         _refuse_impossible_size(header, pixel_bytes, compressed=syntax.is_compressed)
-        plane = axial_plane(_numbers(header, "ImageOrientationPatient", 6))
+        orientation = _numbers(header, "ImageOrientationPatient", 6)
+        corner = _numbers(header, "ImagePositionPatient", 3)
+        plane = axial_plane(orientation)
         spacing = _numbers(header, "PixelSpacing", 2)
         if min(spacing) <= 0:
             raise Skipped(SkipReason.NO_GEOMETRY)
-        slope, intercept = _rescale(header)
+        slope, intercept = _rescale(header, modality)
+        series = str(header.get("SeriesInstanceUID", ""))
+        if modality == "MR":
+            series = f"{series} {header.get('EchoTime') or 0}"
         return DicomSlice(
             path=path,
             patient_id=_patient_id(header),
-            series=str(header.get("SeriesInstanceUID", "")),
+            series=series,
             instance=str(header.get("SOPInstanceUID", "")),
+            frame=str(header.get("FrameOfReferenceUID", "")),
             plane=plane,
-            position_mm=plane.position_mm(_numbers(header, "ImagePositionPatient", 3)),
+            orientation=tuple(orientation),
+            corner_mm=tuple(corner),
+            position_mm=plane.position_mm(corner),
             thickness_mm=_thickness_mm(header),
             spacing_mm=(spacing[1], spacing[0]) if plane.transpose else (spacing[0], spacing[1]),
+            shape=(int(header.Rows), int(header.Columns)),
             slope=slope,
             intercept=intercept,
             bits_allocated=int(header.BitsAllocated),
@@ -136,27 +162,44 @@ def read_header(path: Path) -> DicomSlice:
 
 
 def read_pixels(header: DicomSlice) -> NDArray[np.int16]:
-    """Reads a slice in Hounsfield units, turned for axial display, (rows, columns).
+    """Reads a CT slice in Hounsfield units, turned for axial display, (rows, columns).
 
     Raises ``Skipped`` (undecodable, unreadable).
     """
     with _reading():
-        dataset = dcmread(header.path, specific_tags=list(_PIXEL_TAGS))
-        try:
-            stored = dataset.pixel_array
-        except Exception:
-            raise Skipped(SkipReason.UNDECODABLE) from None
-        if stored.ndim != 2:
-            raise Skipped(SkipReason.UNDECODABLE)
         return header.plane.display(
             hounsfield(
-                stored,
+                _stored(header.path),
                 slope=header.slope,
                 intercept=header.intercept,
                 bits_allocated=header.bits_allocated,
                 padding=header.padding,
             )
         )
+
+
+def read_signal(header: DicomSlice) -> NDArray[np.float32]:
+    """Reads an MR slice on the scanner's scale, turned for axial display; padding becomes 0.
+
+    Raises ``Skipped`` (undecodable, unreadable).
+    """
+    with _reading():
+        stored = _stored(header.path)
+        signal = stored.astype(np.float64) * header.slope + header.intercept
+        if header.padding is not None:
+            signal[padded(stored, header.padding, bits_allocated=header.bits_allocated)] = 0.0
+        return header.plane.display(signal.astype(np.float32))
+
+
+def _stored(path: Path) -> NDArray[np.generic]:
+    dataset = dcmread(path, specific_tags=list(_PIXEL_TAGS))
+    try:
+        stored: NDArray[np.generic] = dataset.pixel_array
+    except Exception:
+        raise Skipped(SkipReason.UNDECODABLE) from None
+    if stored.ndim != 2:
+        raise Skipped(SkipReason.UNDECODABLE)
+    return stored
 
 
 @contextmanager
@@ -192,10 +235,10 @@ def _transfer_syntax(path: Path) -> UID:
     return syntax
 
 
-def _refuse_unwanted(header: Dataset) -> None:
+def _refuse_unwanted(header: Dataset, modality: Modality) -> None:
     image_type = [str(part).upper() for part in _sequence(header.get("ImageType"))]
-    if str(header.get("Modality", "")).upper() != "CT":
-        raise Skipped(SkipReason.NOT_CT)
+    if str(header.get("Modality", "")).upper() != modality:
+        raise Skipped(SkipReason.NOT_CT if modality == "CT" else SkipReason.NOT_MR)
     if "LOCALIZER" in image_type or "SCOUT" in image_type:
         raise Skipped(SkipReason.LOCALISER)
     if int(header.get("NumberOfFrames") or 1) != 1:
@@ -218,12 +261,16 @@ def _refuse_impossible_size(header: Dataset, pixel_bytes: int, *, compressed: bo
         raise Skipped(SkipReason.TRUNCATED)
 
 
-def _rescale(header: Dataset) -> tuple[float, float]:
+def _rescale(header: Dataset, modality: Modality) -> tuple[float, float]:
+    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    if modality == "MR":
+        # Optional in an MR image, and in no unit.
+        slope, intercept = 1 if slope is None else slope, intercept or 0
+        return (float(slope), float(intercept)) if float(slope) > 0 else (1.0, 0.0)
     # Absent means HU in a CT image (C.8.2.1); scanners spell it in their own ways.
     kind = str(header.get("RescaleType") or "HU").strip().upper()
     if not kind.startswith(("HU", "HOUN")):
         raise Skipped(SkipReason.NOT_HOUNSFIELD)
-    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
     if slope is None or intercept is None:
         raise Skipped(SkipReason.NOT_HOUNSFIELD)
     if not (math.isfinite(float(slope)) and math.isfinite(float(intercept)) and float(slope) > 0):

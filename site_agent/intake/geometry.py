@@ -1,4 +1,4 @@
-"""Geometry of CT slices: which are axial, how to turn one for display, where it lies.
+"""Geometry of slices: which are axial, how to turn one for display, where it lies.
 
 Directions are the patient's (DICOM PS3.3 C.7.6.2): +x to the left, +y to the back, +z to the head.
 A displayed axial slice has x growing along a row and y growing down a column.
@@ -7,11 +7,14 @@ A displayed axial slice has x growing along a row and y growing down a column.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from site_agent.intake.reasons import Skipped, SkipReason
+
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 MAX_TILT_DEGREES = 35.0
 """Largest angle between a slice's normal and the body axis: a gantry tilts by up to 30."""
@@ -29,7 +32,7 @@ class Plane:
     flip_rows: bool
     flip_columns: bool
 
-    def display(self, pixels: NDArray[np.int16]) -> NDArray[np.int16]:
+    def display(self, pixels: NDArray[Pixel]) -> NDArray[Pixel]:
         """``pixels`` (rows, columns) turned by quarter turns and mirrored as needed."""
         if self.transpose:
             pixels = pixels.T

@@ -35,13 +35,27 @@ def hounsfield(
         hu[wrapped] = (values[wrapped] - 2**bits_allocated) * slope + intercept
     hu[hu < _NO_TISSUE_HU] = AIR_HU
     if padding is not None:
-        low, high = sorted(_as_stored(value, bits_allocated, signed) for value in padding)
-        padded = (values >= low) & (values <= high)
-        if max(low * slope, high * slope) + intercept > _SURELY_PADDING_HU:
-            padded = _touching_the_border(padded)
-        hu[padded] = AIR_HU
+        low, high = _stored_range(padding, bits_allocated, signed)
+        certain = max(low * slope, high * slope) + intercept <= _SURELY_PADDING_HU
+        in_range = (values >= low) & (values <= high)
+        hu[in_range if certain else _touching_the_border(in_range)] = AIR_HU
     rounded: NDArray[np.int16] = np.rint(np.clip(hu, FLOOR_HU, _INT16_MAX)).astype(np.int16)
     return rounded
+
+
+def padded(
+    stored: NDArray[np.generic], padding: tuple[int, int], *, bits_allocated: int
+) -> NDArray[np.bool_]:
+    """Where ``stored`` (rows, columns) holds padding and not, by chance, tissue of that value."""
+    signed = bool(np.issubdtype(stored.dtype, np.signedinteger))
+    low, high = _stored_range(padding, bits_allocated, signed)
+    values = stored.astype(np.int64)
+    return _touching_the_border((values >= low) & (values <= high))
+
+
+def _stored_range(padding: tuple[int, int], bits: int, signed: bool) -> tuple[int, int]:
+    low, high = sorted(_as_stored(value, bits, signed) for value in padding)
+    return low, high
 
 
 def _as_stored(value: int, bits: int, signed: bool) -> int:

@@ -1,4 +1,4 @@
-"""Axial CT slices from NIfTI volumes in Hounsfield units."""
+"""Axial slices from NIfTI volumes: CT in Hounsfield units, MR signal as it is."""
 
 import gzip
 import math
@@ -41,6 +41,7 @@ class NiftiVolume:
     slices: int  # axial ones, once oriented
     thickness_mm: float
     spacing_mm: tuple[float, float]  # between rows, between columns, as displayed
+    shape: tuple[int, int]  # rows, columns, as displayed
 
 
 def read_header(path: Path) -> NiftiVolume:
@@ -76,27 +77,16 @@ def read_header(path: Path) -> NiftiVolume:
         slices=size[z],
         thickness_mm=float(spacing[z]),
         spacing_mm=(float(spacing[y]), float(spacing[x])),
+        shape=(size[y], size[x]),
     )
 
 
 def read_slices(volume: NiftiVolume, chosen: list[int]) -> list[NDArray[np.int16]]:
-    """Reads the ``chosen`` axial slices, counted from the feet, as a DICOM viewer shows them.
+    """Reads the ``chosen`` axial slices of CT, counted from the feet, as a DICOM viewer shows them.
 
     Raises ``Skipped`` (not-ct, truncated, unreadable).
     """
-    _refuse_truncated(volume.path)
-    try:
-        with _without_stderr():
-            image = sitk.ReadImage(str(volume.path), imageIO="NiftiImageIO")
-        if image.GetDimension() == 4:
-            image = image[:, :, :, 0]
-        # LPS: x to the left, y to the back, z to the head; the array is (z, y, x).
-        oriented = sitk.DICOMOrient(image, "LPS")
-        voxels = sitk.GetArrayViewFromImage(oriented)  # no copy: lives as long as its image
-        stored = voxels[chosen].astype(np.float64)  # the library has read NaN as 0
-        lowest = float(voxels.min())
-    except Exception:
-        raise Skipped(SkipReason.UNREADABLE) from None
+    planes, lowest = _planes(volume, chosen, step=1)
     if lowest > _CT_MINIMUM_HU:
         raise Skipped(SkipReason.NOT_CT)
     return [
@@ -107,8 +97,39 @@ def read_slices(volume: NiftiVolume, chosen: list[int]) -> list[NDArray[np.int16
             bits_allocated=32,
             padding=None,
         )
-        for plane in stored
+        for plane in planes
     ]
+
+
+def read_signal(
+    volume: NiftiVolume, chosen: list[int], *, step: int = 1
+) -> list[NDArray[np.float32]]:
+    """Reads the ``chosen`` axial slices of MR, turned likewise, every ``step``-th pixel of an axis.
+
+    Raises ``Skipped`` (truncated, unreadable).
+    """
+    planes, _ = _planes(volume, chosen, step=step)
+    return list(planes.astype(np.float32))
+
+
+def _planes(
+    volume: NiftiVolume, chosen: list[int], *, step: int
+) -> tuple[NDArray[np.float64], float]:
+    """The chosen slices (n, rows, columns), and the lowest value of the whole volume."""
+    _refuse_truncated(volume.path)
+    try:
+        with _without_stderr():
+            image = sitk.ReadImage(str(volume.path), imageIO="NiftiImageIO")
+        if image.GetDimension() == 4:
+            image = image[:, :, :, 0]
+        # LPS: x to the left, y to the back, z to the head; the array is (z, y, x).
+        oriented = sitk.DICOMOrient(image, "LPS")
+        voxels = sitk.GetArrayViewFromImage(oriented)  # no copy: lives as long as its image
+        # The library has read NaN as 0.
+        stored = voxels[:, ::step, ::step][chosen].astype(np.float64)
+        return stored, float(voxels.min())
+    except Exception:
+        raise Skipped(SkipReason.UNREADABLE) from None
 
 
 def _refuse_truncated(path: Path) -> None:

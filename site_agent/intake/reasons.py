@@ -7,15 +7,19 @@ from enum import StrEnum
 
 
 class SkipReason(StrEnum):
-    """One code a skipped file."""
+    """One code a skipped file, or a skipped slice of a volume."""
 
     NOT_AN_IMAGE = "not-an-image"  # neither DICOM nor NIfTI, or a DICOM directory
     UNREADABLE = "unreadable"  # damaged, or the system will not let us read it
-    TOO_LARGE = "too-large"  # beyond what a CT slice or volume can be
+    TOO_LARGE = "too-large"  # beyond what a slice or volume can be
     UNSUPPORTED_SYNTAX = "unsupported-syntax"  # a compression no decoder is installed for
     NOT_CT = "not-ct"  # another modality, or a volume without air at -1000 HU
+    NOT_MR = "not-mr"  # another modality, or negative signal, as in Hounsfield units or phase
+    OTHER_SEQUENCE = "other-sequence"  # an MR series whose name is not the site's `sequence`
+    NO_SIGNAL = "no-signal"  # an MR series in which nothing stands out from the background
+    MOSTLY_AIR = "mostly-air"  # an MR slice at the end of the anatomy; one count a slice
     NOT_GREYSCALE = "not-greyscale"  # colour, palette: screen captures, dose reports
-    MULTI_FRAME = "multi-frame"  # enhanced CT is not read yet
+    MULTI_FRAME = "multi-frame"  # enhanced objects are not read yet
     LOCALISER = "localiser"
     BURNED_IN = "burned-in"  # text in the pixels may name the patient
     NOT_AXIAL = "not-axial"  # coronal, sagittal, or tilted beyond a gantry

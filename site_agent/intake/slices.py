@@ -1,4 +1,4 @@
-"""What intake gives: slices in Hounsfield units, by patient."""
+"""What intake gives: slices in stored units, by patient."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Slice:
-    """One axial slice: ``hu`` (rows, columns), spacing (row, column) in mm, thickness in mm."""
+    """One axial slice: ``pixels`` (rows, columns), spacing (row, column) in mm, thickness in mm.
 
-    hu: NDArray[np.int16]
+    Stored units: Hounsfield units of CT, of MR thousandths of the series' 99.5th percentile.
+    """
+
+    pixels: NDArray[np.int16]
     spacing_mm: tuple[float, float]
     thickness_mm: float | None
 

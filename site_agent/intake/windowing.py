@@ -1,4 +1,4 @@
-"""From a slice in Hounsfield units to a square image in [0, 1]."""
+"""From a slice in stored units (see ``Slice``) to a square image in [0, 1]."""
 
 import math
 from collections.abc import Sequence
@@ -17,27 +17,28 @@ def windowed(
 ) -> NDArray[np.float32]:
     """Images (n, 1, size_px, size_px) in [0, 1] of n slices, each with its (row, column) in mm.
 
-    A slice is padded to a square with ``low``, averaged over the area of each new pixel (or
-    interpolated linearly where it is the smaller one), and windowed.
+    ``low`` and ``high`` are the stored values that become 0 and 1. A slice is padded to a square
+    with ``low``, averaged over the area of each new pixel (or interpolated linearly where it is the
+    smaller one), and windowed.
     """
     images = np.empty((len(slices), 1, size_px, size_px), np.float32)
-    for image, (hu, spacing_mm) in zip(images, slices, strict=True):
-        image[0] = _resized(hu, spacing_mm, size_px=size_px, fill_hu=low)
+    for image, (pixels, spacing_mm) in zip(images, slices, strict=True):
+        image[0] = _resized(pixels, spacing_mm, size_px=size_px, fill=low)
     images -= low
     images /= high - low
     return np.clip(images, 0.0, 1.0, out=images)
 
 
 def _resized(
-    hu: NDArray[np.int16], spacing_mm: tuple[float, float], *, size_px: int, fill_hu: float
+    pixels: NDArray[np.int16], spacing_mm: tuple[float, float], *, size_px: int, fill: float
 ) -> NDArray[np.float32]:
-    rows, columns = hu.shape
+    rows, columns = pixels.shape
     edge_mm = max(rows * spacing_mm[0], columns * spacing_mm[1])
     down = _axis_weights(rows, edge_mm / spacing_mm[0], size_px)
     across = _axis_weights(columns, edge_mm / spacing_mm[1], size_px)
-    # What the slice does not cover has weight 0 and so becomes fill_hu.
-    resized: NDArray[np.float32] = down @ (hu.astype(np.float32) - np.float32(fill_hu)) @ across.T
-    resized += np.float32(fill_hu)
+    # What the slice does not cover has weight 0 and so becomes fill.
+    resized: NDArray[np.float32] = down @ (pixels.astype(np.float32) - np.float32(fill)) @ across.T
+    resized += np.float32(fill)
     return resized
 
 

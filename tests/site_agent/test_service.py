@@ -40,6 +40,7 @@ def index(settings, *, patients):
     build_cohort(
         settings.cohort_path,
         [PatientSlices(f"{n:032x}", [Slice(hu, (1.0, 1.0), 2.0)]) for n in range(patients)],
+        modality="CT",
     )
 
 

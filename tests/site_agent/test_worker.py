@@ -52,6 +52,7 @@ def site(tmp_path):
             )
             for number in range(6)
         ),
+        modality="CT",
     )
     settings = SiteSettings(
         home=tmp_path, name="site-a", aggregator="localhost:1", images=tmp_path / "images"

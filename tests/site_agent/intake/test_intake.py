@@ -9,10 +9,15 @@ from site_agent.intake import IntakeError, evaluation_images, read_folder
 from site_agent.intake.reasons import IntakeReport, SkipReason
 
 
-def read(folder, *, key=b"key", slices_per_patient=32):
+def read(folder, *, key=b"key", slices_per_patient=32, modality="CT", sequence=None):
     report = IntakeReport()
     patients = read_folder(
-        folder, pseudonym_key=key, slices_per_patient=slices_per_patient, report=report
+        folder,
+        pseudonym_key=key,
+        slices_per_patient=slices_per_patient,
+        report=report,
+        modality=modality,
+        sequence=sequence,
     )
     return list(patients), report
 
@@ -25,7 +30,7 @@ def test_slices_come_by_patient_ordered_along_the_body(tmp_path, write_slice):
     for name, patient, z in [("1", "A", 30), ("2", "B", 5), ("3", "A", -10), ("4", "A", 12.5)]:
         write_slice(tmp_path / name, level(round(10 * z)), patient_id=patient, position=(0, 0, z))
     patients, report = read(tmp_path)
-    levels = sorted([int(item.hu[0, 0]) for item in patient.slices] for patient in patients)
+    levels = sorted([int(item.pixels[0, 0]) for item in patient.slices] for patient in patients)
     assert levels == [[-100, 125, 300], [50]]
     assert (report.files, report.patients, report.slices) == (4, 2, 4)
     assert [p.pseudonym for p in patients] == sorted(p.pseudonym for p in patients)
@@ -53,7 +58,7 @@ def test_thin_slices_are_preferred_where_there_are_any(tmp_path, write_slice):
     write_slice(tmp_path / "2", level(20), patient_id="A", SliceThickness=5)
     write_slice(tmp_path / "3", level(30), patient_id="B", SliceThickness=10)
     patients, report = read(tmp_path)
-    assert sorted(int(p.slices[0].hu[0, 0]) for p in patients for _ in p.slices) == [20, 30]
+    assert sorted(int(p.slices[0].pixels[0, 0]) for p in patients for _ in p.slices) == [20, 30]
     assert report.not_needed == 1
 
 
@@ -61,7 +66,7 @@ def test_no_more_slices_than_asked_evenly_spaced(tmp_path, write_slice):
     for z in range(10):
         write_slice(tmp_path / str(z), level(z), position=(0, 0, z))
     (patient,), report = read(tmp_path, slices_per_patient=2)
-    assert [int(item.hu[0, 0]) for item in patient.slices] == [2, 7]
+    assert [int(item.pixels[0, 0]) for item in patient.slices] == [2, 7]
     assert report.not_needed == 8
 
 
@@ -146,10 +151,10 @@ def test_real_folders(real_data, hospital, patients, skipped):
     assert len(found) == patients
     for patient in found:
         for item in patient.slices:
-            assert item.hu.min() >= -1024
+            assert item.pixels.min() >= -1024
             # Air is there, and the middle of the image is a body.
-            assert np.percentile(item.hu, 2) < -900
-            assert np.percentile(item.hu[192:320, 192:320], 90) > -100
+            assert np.percentile(item.pixels, 2) < -900
+            assert np.percentile(item.pixels[192:320, 192:320], 90) > -100
 
 
 def test_real_volumes(real_data):
