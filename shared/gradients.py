@@ -66,7 +66,7 @@ def cohort_gradients(
         hq = slices.to(device)
         draws = contract.probes.draws
         lq = noisy_pool(contract.task, hq, draws=draws, seed=request_seed(seed, number))
-        repeated = hq.repeat(draws, 1, 1, 1)
+        repeated = hq.repeat(lq.shape[0] // hq.shape[0], 1, 1, 1)
         for row, theta in enumerate(weights.to(device)):
             gradient = patient_gradient(
                 contract=contract, network=network, weights=theta, lq=lq, hq=repeated

@@ -16,6 +16,9 @@ Modality = Literal["CT", "MR"]
 MR_WINDOW = (0.0, 1000.0)
 """Thousandths of a series' 99.5th percentile."""
 
+TRANSFER_LIMIT, NOISE_LIMIT_HU = 20.0, 2000.0
+"""The largest values of a kernel's curves: sharp over soft amplitude, and noise in HU."""
+
 Edge = Annotated[int, Field(ge=32, le=512, description="edge of the square images, pixels")]
 
 
@@ -112,10 +115,10 @@ class CtKernel(_Ct):
     def _sane_curves(self) -> "CtKernel":
         if len(self.transfer) != len(self.noise_hu):
             raise ValueError("transfer and noise_hu must be of the same length")
-        if not all(0 <= value <= 20 for value in self.transfer):
-            raise ValueError("transfer must lie in 0..20")
-        if not all(0 <= value <= 2000 for value in self.noise_hu):
-            raise ValueError("noise_hu must lie in 0..2000")
+        if not all(0 <= value <= TRANSFER_LIMIT for value in self.transfer):
+            raise ValueError(f"transfer must lie in 0..{TRANSFER_LIMIT:g}")
+        if not all(0 <= value <= NOISE_LIMIT_HU for value in self.noise_hu):
+            raise ValueError(f"noise_hu must lie in 0..{NOISE_LIMIT_HU:g}")
         return self
 
 
@@ -131,7 +134,9 @@ class MrSr(_Mr):
 
     name: Literal["mr-sr"] = "mr-sr"
     factor: Literal[2, 4] = Field(4, description="k-space extent of HQ over that of LQ, each axis")
-    sigma: float = Field(0.0, ge=0, le=1, description="noise of each channel, window units")
+    sigma: float = Field(
+        0.0, ge=0, le=1, description="noise of each channel if all were acquired, window units"
+    )
 
 
 class MrUndersampled(_Mr):
@@ -142,7 +147,18 @@ class MrUndersampled(_Mr):
     centre_fraction: float = Field(
         0.08, gt=0, le=0.5, description="share of all lines always acquired, at the centre"
     )
-    sigma: float = Field(0.0, ge=0, le=1, description="noise of each channel, window units")
+    sigma: float = Field(
+        0.0, ge=0, le=1, description="noise of each channel if all were acquired, window units"
+    )
+
+    @model_validator(mode="after")
+    def _centre_within_budget(self) -> "MrUndersampled":
+        if self.centre_fraction * self.acceleration > 1:
+            raise ValueError(
+                "centre_fraction must not exceed 1 / acceleration: the centre alone would take "
+                "more lines than are acquired"
+            )
+        return self
 
 
 SingleTask = Annotated[
