@@ -7,70 +7,46 @@ neither names a hospital. What they claim is what was done and measured, nothing
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from shared.contract import RunContract
-from shared.tasks.settings import CtDenoise
+from aggregator.worth import Utility, plain, worth
+from shared.architectures import in_words
+from shared.contract import PriorSource, RunContract
+from shared.release.facts import (
+    task_facts,
+    task_labels,
+    task_tags,
+    task_title,
+    window_in_words,
+    window_unit,
+)
+from shared.tasks.settings import Task
 
 LICENSE = "CC-BY-4.0"
 """SPDX identifier under which releases are published."""
 METHOD = "arXiv:2511.13106"
-PRIVACY = (
-    "Clear cohort means: gradients without differential privacy; no privacy claim is made. "
-    "Membership of a patient can be inferred from such means, and distilling data does not make "
-    "it private."
+_NO_CLAIM = "gradients without differential privacy; no privacy claim is made. "
+COHORT_PRIVACY = (
+    f"Clear cohort means: {_NO_CLAIM}Membership of a patient can be inferred from such means, and "
+    "distilling data does not make it private."
 )
-ROW_TITLES = {
-    "input": "the degraded input, untouched",
-    "prior": "prior only (no hospital data)",
-    "prior_textured": "textured phantoms (no hospital data)",
-    "public_direct": "public images as they are (no hospital data)",
-    "distilled": "**distilled: this release**",
-    "full": "all of the hospitals' training images",
-}
-APPROXIMATIONS = (
-    "noise after the logarithm is Gaussian with first-order variance (8% too small at 20 photons, "
-    "17% at 10); one energy, no scatter; a photon number is of one wide bin and no scanner's dose; "
-    "the images it starts from have noise of their own; the pixel edge is nominal"
+PATIENT_PRIVACY = (
+    f"Clear gradients of single patients: {_NO_CLAIM}Such a gradient can tell its patient from "
+    "others, and distilling data does not make it private."
 )
-PRIORS = {
-    "phantom": "a procedural phantom: drawn by a program, of no person",
-    "public": "public volumes, which the coordinator states to be openly licensed and of nobody "
-    "enrolled",
-    "consented": "the volume of a consenting person, who is enrolled at no site",
-    "both": "public volumes, which the coordinator states to be openly licensed and of nobody "
-    "enrolled, and a procedural phantom",
+PUBLIC_VOLUMES = (
+    "public volumes, which the coordinator states to be openly licensed and of nobody enrolled"
+)
+CONSENTED_VOLUME = "the volume of a consenting person, who is enrolled at no site"
+PERSONAS = {
+    "federation": "the mean gradient of all sites",
+    "cohort": "one site's mean gradient",
+    "patient": "the gradient of one patient, or the mean of a few",
 }
-
-
-class Spread(BaseModel):
-    """A figure over seeds."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    mean: float
-    std: float
-    n: int = Field(ge=1, description="seeds")
-
-
-class Row(BaseModel):
-    """One training set's worth: patient-mean PSNR in dB and SSIM of a network trained on it."""
-
-    model_config = ConfigDict(frozen=True)
-    psnr: Spread
-    ssim: Spread
-
-
-class Utility(BaseModel):
-    """What a release was measured to be worth; fields that are not named here are not published."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    rows: dict[str, Row]
-    best_null: str | None = Field(None, description="row of the best control")
-    gain_over_best_null: float | None = Field(None, description="dB")
-    worth_of_hospital_data: float | None = Field(None, description="dB, full over best control")
-    gap_closed: float | None = None
-    share_recovered: float | None = None
-    evaluation: str | None = Field(None, description="on whom and how it was measured")
+DISTANCES = {
+    "l2": "squared distance of whole gradients",
+    "cosine": "filter-wise cosine distance (Zhao et al. 2021)",
+    "cosine-norm": "filter-wise cosine distance and the norms' log ratio",
+    "snr": "squared distance weighted by signal over noise",
+}
 
 
 def provenance(
@@ -95,13 +71,19 @@ def provenance(
             "dp": None,
             "granularity": contract.granularity,
             "min_patients": contract.min_patients,
-            "statement": PRIVACY,
+            "statement": privacy(contract),
         },
         "rounds": rounds,
         "sites": sites,
         "synthetic": True,
         "utility": utility.model_dump(mode="json") if utility else None,
     }
+
+
+def privacy(contract: RunContract) -> str:
+    """What left the sites and what follows from it for a patient; claims nothing."""
+    of_patients = contract.granularity == "patient" and contract.probes.requests > 0
+    return PATIENT_PRIVACY if of_patients else COHORT_PRIVACY
 
 
 def card(*, contract: RunContract, provenance: Mapping[str, Any], utility: Utility | None) -> str:
@@ -112,8 +94,8 @@ def card(*, contract: RunContract, provenance: Mapping[str, Any], utility: Utili
         f"# {contract.name}\n\n{_what_it_is(contract, pairs=pairs, sites=sites)}",
         f"![Contact sheet of the pairs](contact-sheet.png)\n\n{_files(contract.task)}",
         f"## How it was made\n\n{_how_made(contract, provenance)}",
-        f"## What it is worth\n\n{_worth(utility)}",
-        f'## Privacy\n\n```json\n{{"dp": null}}\n```\n\n{PRIVACY}',
+        f"## What it is worth\n\n{worth(utility)}",
+        f'## Privacy\n\n```json\n{{"dp": null}}\n```\n\n{privacy(contract)}',
         f"## Use and misuse\n\n{_USE}",
         f"## Licence and citation\n\n{_citation(contract)}",
     ]
@@ -122,6 +104,7 @@ def card(*, contract: RunContract, provenance: Mapping[str, Any], utility: Utili
 
 def _front_matter(contract: RunContract, *, pairs: int) -> str:
     size = "n<1K" if pairs < 1000 else "1K<n<10K"
+    tags = "\n".join(f"- {tag}" for tag in ("medical", *task_tags(contract.task)))
     return f"""---
 pretty_name: {contract.name}
 license: {LICENSE.lower()}
@@ -130,9 +113,7 @@ task_categories:
 size_categories:
 - {size}
 tags:
-- medical
-- ct
-- denoising
+{tags}
 - dataset-distillation
 - federated-learning
 - synthetic
@@ -145,24 +126,39 @@ configs:
 
 
 def _what_it_is(contract: RunContract, *, pairs: int, sites: int) -> str:
-    size = contract.task.size_px
+    task = contract.task
+    size, prior = task.size_px, prior_in_words(contract.prior)
     return (
-        f"{pairs} synthetic pairs of a low-quality (LQ) and a high-quality (HQ) CT image, "
-        f"{size} × {size} pixels, distilled from gradients that {sites} "
+        f"{pairs} synthetic pairs of a low-quality (LQ) and a high-quality (HQ) {task.modality} "
+        f"image, {size} × {size} pixels, distilled from gradients that {sites} "
         f"{'site' if sites == 1 else 'sites'} computed on images that stayed there. The pairs "
-        "are meant to train an image enhancement network. Their anatomy is the prior's "
-        f"({PRIORS[contract.prior.kind]}); what they look like has no meaning beyond training."
+        f"are meant to train an image enhancement network: {task_title(task)}. Their anatomy is "
+        f"the prior's ({prior}); what they look like has no meaning beyond training."
     )
 
 
-def _files(task: CtDenoise) -> str:
+def prior_in_words(prior: PriorSource) -> str:
+    """Where the distilled images start."""
+    texture = "textured" if prior.textured else "without texture"
+    phantoms = f"procedural {prior.anatomy} phantoms, {texture}: drawn by a program, of no person"
+    return {
+        "phantom": phantoms,
+        "public": PUBLIC_VOLUMES,
+        "both": f"half {PUBLIC_VOLUMES}; half {phantoms}",
+        "consented": CONSENTED_VOLUME,
+    }[prior.kind]
+
+
+def _files(task: Task) -> str:
     low, high = task.window
+    labels = ", ".join(f"`{label}`" for label in task_labels(task))
     return f"""| file | content |
 |---|---|
 | `pairs.safetensors` | `lq`, `hq`: float32 (N, 1, {task.size_px}, {task.size_px}), exact; \
-0 is {low:g} HU, 1 is {high:g} HU |
-| `pairs.parquet` | `id`, `task`, `lq`, `hq` (16-bit PNG), `window_low_hu`, `window_high_hu`; \
-HU = {low:g} + value / 65535 × {high - low:g}, values outside the window are clipped |
+{window_in_words(task)}; `task`: int32 (N), which of {labels} a pair is of |
+| `pairs.parquet` | `id`, `task`, `lq`, `hq` (16-bit PNG), `window_low`, `window_high`, \
+`window_unit`; stored value = {low:g} + level / 65535 × {high - low:g} {window_unit(task)}, values \
+outside the window are clipped |
 | `provenance.json` | the contract, the prior, what was measured |
 | `MANIFEST.json`, `VERSION.json`, `*.sig`, `SHA256SUMS` | what belongs to this release, signed |
 
@@ -172,47 +168,32 @@ network on it, and `shared.release.dataset.DistilledPairs(FOLDER)` is a PyTorch 
 
 def _targets(contract: RunContract) -> str:
     """What the HQ images of a release are."""
-    network = contract.anchor_network
     if not contract.anchor.rounds:
         return "the distilled images themselves"
+    mean = " (mean over the square's eight symmetries)" if contract.anchor.symmetric else ""
     return (
-        f"what a network of {network.depth} layers and {network.width} channels, trained by all "
-        "sites together, makes of the LQ images: smoother than a scan"
+        f"what {in_words(contract.anchor_network)}, trained by all sites together, makes of the "
+        f"LQ images{mean}: smoother than a scan"
     )
 
 
 def _how_made(contract: RunContract, provenance: Mapping[str, Any]) -> str:
-    task, prior = contract.task, provenance["prior"]
     anchor, probes = contract.anchor, contract.probes
     facts = [
-        ("task", "low-dose CT denoising (`ct-denoise`), simulated"),
-        ("image", f"{task.size_px} × {task.size_px} pixels of {task.pixel_mm:g} mm"),
-        ("window", f"{task.window_low_hu:g} to {task.window_high_hu:g} HU"),
-        (
-            "projection",
-            f"parallel beam, {task.angles} views over 180°, {task.bins} bins of "
-            f"{task.pixel_mm:g} mm, filtered back-projection",
-        ),
-        (
-            "noise",
-            f"Poisson at {task.photons:g} photons a bin behind the thickest rays (tube-current "
-            f"modulated), electronic noise of {task.electronic_sigma:g} photon equivalents",
-        ),
-        ("approximated", APPROXIMATIONS),
+        *task_facts(contract.task),
         ("HQ", _targets(contract)),
-        ("prior", PRIORS[contract.prior.kind]),
-        *((f"prior, {key}", _plain(value)) for key, value in prior.items() if key != "kind"),
+        ("made for", in_words(contract.student)),
+        ("prior", prior_in_words(contract.prior)),
+        ("prior, licence", contract.prior.license),
+        ("prior, statement", contract.prior.statement),
+        *((f"prior, {key}", _value(part)) for key, part in _unsaid(contract.prior, provenance)),
+        ("personalised", _personalised(contract)),
         ("sites", str(provenance["sites"])),
         ("rounds", f"{provenance['rounds']}: {anchor.rounds} anchor, {probes.requests} probe"),
-        (
-            "what a site sent",
-            f"per round, means over at least {contract.min_patients} patients: gradients, each "
-            f"patient's clipped to an L2 norm of {probes.clip_norm:g}, or the gradient accumulated "
-            f"over {anchor.local_steps} local steps, clipped to {anchor.clip_norm:g}",
-        ),
+        ("what a site sent", _sent(contract)),
         ("contract", f"SHA-256 `{provenance['contract_digest']}`, in full in `provenance.json`"),
     ]
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts)
+    rows = "\n".join(f"| {plain(name)} | {plain(text)} |" for name, text in facts if text)
     return f"""| | |
 |---|---|
 {rows}
@@ -223,45 +204,60 @@ gradients on the pairs aligned with gradients on raw images. It is an independen
 no figure here is the paper's."""
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_plain(part)}" for key, part in value.items())
-    if isinstance(value, (list, tuple)):
-        return "; ".join(_plain(part) for part in value)
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _unsaid(prior: PriorSource, provenance: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What the run says of its prior beyond the contract's own words."""
+    said = {"kind", *prior.model_dump()}
+    return [(key, part) for key, part in provenance["prior"].items() if key not in said]
 
 
-def _worth(utility: Utility | None) -> str:
-    if utility is None:
-        return "Not measured for this release: no utility is claimed."
-    lines = ["| trained on | PSNR, dB | SSIM | seeds |", "|---|---|---|---|"]
-    for name, row in sorted(utility.rows.items(), key=lambda item: _place(item[0])):
-        lines.append(
-            f"| {ROW_TITLES.get(name, _plain(name))} | {row.psnr.mean:.2f} ± {row.psnr.std:.2f} "
-            f"| {row.ssim.mean:.4f} ± {row.ssim.std:.4f} | {row.psnr.n} |"
+def _personalised(contract: RunContract) -> str:
+    """What may differ between the prior and the distilled images, and what drove it."""
+    spg, probes = contract.spg, contract.probes
+    may_change = [
+        text
+        for allowed, text in (
+            (spg.tone, "a monotone tone curve"),
+            (spg.warp, f"a diffeomorphic warp of at most {spg.warp_px:g} pixels"),
+            (
+                spg.residual,
+                f"a residual of at most {spg.residual_bound:g} (window units) at the coarsest of "
+                f"{spg.residual_levels} scales",
+            ),
         )
-    lines += ["", "Mean over held-out patients, ± standard deviation over seeds."]
-    if utility.evaluation:
-        lines.append(_plain(utility.evaluation))
-    best = f"the best control without hospital data (`{utility.best_null or 'best'}`)"
-    figures = [
-        ("gain_over_best_null", utility.gain_over_best_null, f"dB of this release over {best}"),
-        ("worth_of_hospital_data", utility.worth_of_hospital_data, f"dB of full over {best}"),
-        ("share_recovered", utility.share_recovered, "the first of these over the second"),
-        ("gap_closed", utility.gap_closed, "(distilled − prior) / (full − prior)"),
+        if allowed
     ]
-    known = [(name, value, text) for name, value, text in figures if value is not None]
-    if known:
-        lines += ["", "| figure | value | is |", "|---|---|---|"]
-        lines += [f"| `{name}` | {value:.2f} | {text} |" for name, value, text in known]
-    if utility.gain_over_best_null is not None and utility.gain_over_best_null <= 0:
-        lines += ["", "**It was worth no more than the best control without hospital data.**"]
-    return "\n".join(lines)
+    if not probes.requests or not may_change:
+        return "not: the images are the prior's own"
+    return (
+        f"{', '.join(may_change)}; each image follows {PERSONAS[spg.persona]} "
+        f"({DISTANCES[probes.distance]})"
+    )
 
 
-def _place(name: str) -> tuple[int, str]:
-    order = list(ROW_TITLES)
-    return (order.index(name) if name in order else len(order), name)
+def _sent(contract: RunContract) -> str:
+    """What left a site in the rounds of a run."""
+    anchor, probes, sent = contract.anchor, contract.probes, []
+    if probes.requests:
+        gradient = f"clipped to an L2 norm of {probes.clip_norm:g}"
+        sent.append(
+            f"each patient's gradient, {gradient}"
+            if contract.granularity == "patient"
+            else f"mean gradients, each patient's {gradient}"
+        )
+    if anchor.rounds:
+        sent.append(
+            f"the gradient accumulated over {anchor.local_steps} local steps, clipped to "
+            f"{anchor.clip_norm:g}"
+        )
+    return f"per round, of at least {contract.min_patients} patients: {', or '.join(sent)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_value(part)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return "; ".join(_value(part) for part in value)
+    return str(value)
 
 
 _USE = """Intended: research on image enhancement and on dataset distillation; training and \

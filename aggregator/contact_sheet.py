@@ -6,6 +6,7 @@ The same pairs give the same bytes: no time, no software name, an embedded font.
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +24,28 @@ def contact_sheet(
     title: str,
     lq: NDArray[np.float32],
     hq: NDArray[np.float32],
-    low_hu: float,
-    high_hu: float,
+    low: float,
+    high: float,
+    unit: str,
+    tasks: Sequence[str] = (),
 ) -> bytes:
-    """PNG of up to eight pairs (N, 1, S, S) in window units, evenly spaced over the release."""
+    """PNG of up to eight pairs (N, 1, S, S) in window units, evenly spaced over the release.
+
+    ``low`` and ``high`` are 0 and 1 in ``unit``; ``tasks`` names each pair's, where they differ.
+    """
     count = hq.shape[0]
     shown = sorted({round(k) for k in np.linspace(0, count - 1, min(count, MOST_COLUMNS))})
     difference = lq - hq
-    span_hu = _round_up(float(np.quantile(np.abs(difference), 0.99)) * (high_hu - low_hu))
-    span = span_hu / (high_hu - low_hu)
+    width_shown = high - low
+    most = float(np.quantile(np.abs(difference), 0.99)) * width_shown
+    limit = _round_up(max(most, width_shown / 2000))
+    span = limit / width_shown
+    ends = f"{low:g} to\n{high:g} {unit}".rstrip()
+    differs = f"\u00b1{limit:g} {unit}".rstrip()
     rows = (
-        ("HQ", f"{low_hu:g} to\n{high_hu:g} HU", hq),
-        ("LQ", f"{low_hu:g} to\n{high_hu:g} HU", lq),
-        ("LQ - HQ", f"\u00b1{span_hu:g} HU\ngrey is 0", difference / (2 * span) + 0.5),
+        ("HQ", ends, hq),
+        ("LQ", ends, lq),
+        ("LQ - HQ", f"{differs}\ngrey is 0", difference / (2 * span) + 0.5),
     )
     step = EDGE_PX + GUTTER_PX
     width = MARGIN_PX + LABEL_PX + max(len(shown), 3) * step + MARGIN_PX - GUTTER_PX
@@ -46,7 +56,8 @@ def contact_sheet(
     draw.text((MARGIN_PX, 34), f"{which} synthetic pairs", fill=FAINT, font=_font(12))
     for column, index in enumerate(shown):
         left = MARGIN_PX + LABEL_PX + column * step
-        label = f"pair {index}, LQ {_psnr_db(lq[index], hq[index])}"
+        of_what = f"{index} {tasks[index]}" if tasks else f"pair {index}, LQ"
+        label = f"{of_what} {_psnr_db(lq[index], hq[index])}"
         draw.text((left, HEAD_PX - 18), label, fill=FAINT, font=_font(11))
         for row, (_, _, images) in enumerate(rows):
             sheet.paste(_picture(images[index, 0]), (left, HEAD_PX + row * step))
@@ -74,8 +85,6 @@ def _psnr_db(lq: NDArray[np.float32], hq: NDArray[np.float32]) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next 1, 2 or 5 times a power of ten, at least 1."""
-    if value <= 1:
-        return 1.0
+    """The next 1, 2 or 5 times a power of ten; ``value`` is above 0."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= value)

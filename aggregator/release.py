@@ -22,15 +22,17 @@ from rfc8785 import CanonicalizationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from aggregator.card import LICENSE, Utility, card, provenance
+from aggregator.card import LICENSE, card, provenance
 from aggregator.catalog import Catalog, StoredFile, Version
 from aggregator.contact_sheet import contact_sheet
 from aggregator.home import AggregatorHome
 from aggregator.store import BlobStore
+from aggregator.worth import Utility
 from shared.contract import RunContract
 from shared.frozen import canonical_json, explain
 from shared.release.client import NAMESPACE
 from shared.release.errors import LocalError
+from shared.release.facts import task_labels, window_unit
 from shared.release.keys import read_private_key
 from shared.release.manifest import (
     MANIFEST,
@@ -94,7 +96,10 @@ def publish_run(
 
 
 def read_pairs(path: Path, *, contract: RunContract) -> tuple[FloatArray, FloatArray]:
-    """The run's ``lq`` and ``hq``, (N, 1, S, S) each; raises ``PublishError`` on anything else."""
+    """The run's ``lq`` and ``hq``, (T N, 1, S, S) each, task by task.
+
+    Raises ``PublishError`` on anything else.
+    """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -113,6 +118,11 @@ def read_pairs(path: Path, *, contract: RunContract) -> tuple[FloatArray, FloatA
             raise PublishError(path.name, f"{name} has values that are not finite")
     if lq.shape != hq.shape:
         raise PublishError(path.name, f"lq {lq.shape} and hq {hq.shape} differ in shape")
+    tasks = len(task_labels(contract.task))
+    if len(hq) % tasks:
+        raise PublishError(
+            path.name, f"holds {len(hq)} pairs, not as many for each of {tasks} tasks"
+        )
     return lq, hq
 
 
@@ -147,14 +157,23 @@ def build_files(
     except CanonicalizationError as error:
         raise PublishError("result.json", f"holds what JSON cannot say ({error})") from None
     task = contract.task
-    title = f"{NAMESPACE}/{contract.name} · {task.name}, {task.size_px} px"
+    labels = task_labels(task)
+    title = f"{NAMESPACE}/{contract.name} · {' + '.join(labels)}, {task.size_px} px"
+    # MR has no unit that a person reads: its sheet is in window units.
+    (low, high), unit = (task.window, "HU") if task.modality == "CT" else ((0.0, 1.0), "")
     return {
         CARD: card(contract=contract, provenance=facts, utility=measured).encode("utf-8"),
         PROVENANCE: facts_json,
         PAIRS: _safetensors(contract, lq, hq),
         PARQUET: _parquet(contract, lq, hq),
         SHEET: contact_sheet(
-            title=title, lq=lq, hq=hq, low_hu=task.window[0], high_hu=task.window[1]
+            title=title,
+            lq=lq,
+            hq=hq,
+            low=low,
+            high=high,
+            unit=unit,
+            tasks=[labels[k] for k in _task_of_pairs(contract, len(hq))] if labels[1:] else (),
         ),
     }
 
@@ -211,54 +230,63 @@ def publish(
         catalog.close()
 
 
+def _task_of_pairs(contract: RunContract, pairs: int) -> NDArray[np.int32]:
+    """Which of the contract's tasks each pair is of: they come task by task."""
+    tasks = len(task_labels(contract.task))
+    return np.repeat(np.arange(tasks, dtype=np.int32), pairs // tasks)
+
+
 def _safetensors(contract: RunContract, lq: FloatArray, hq: FloatArray) -> bytes:
     # One metadata key alone: the library writes several in no fixed order.
     about = canonical_json(
         {
             "contract_digest": contract.digest(),
             "task": contract.task.name,
-            "window_high_hu": contract.task.window[1],
-            "window_low_hu": contract.task.window[0],
+            "tasks": list(task_labels(contract.task)),
+            "window_high": contract.task.window[1],
+            "window_low": contract.task.window[0],
+            "window_unit": window_unit(contract.task),
         }
     )
-    tensors = {"lq": np.ascontiguousarray(lq), "hq": np.ascontiguousarray(hq)}
+    tensors = {
+        "lq": np.ascontiguousarray(lq),
+        "hq": np.ascontiguousarray(hq),
+        "task": _task_of_pairs(contract, len(hq)),
+    }
     return save(tensors, metadata={"fedstill": about.decode("utf-8")})
 
 
 def _parquet(contract: RunContract, lq: FloatArray, hq: FloatArray) -> bytes:
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    value = {"_type": "Value"}
-    features = {
-        "id": {"dtype": "string", **value},
-        "task": {"dtype": "string", **value},
-        "lq": {"_type": "Image"},
-        "hq": {"_type": "Image"},
-        "window_low_hu": {"dtype": "float64", **value},
-        "window_high_hu": {"dtype": "float64", **value},
-    }
+    text, number = {"dtype": "string", "_type": "Value"}, {"dtype": "float64", "_type": "Value"}
+    picture = {"_type": "Image"}
+    columns = [
+        ("id", pa.string(), text),
+        ("task", pa.string(), text),
+        ("lq", image, picture),
+        ("hq", image, picture),
+        ("window_low", pa.float64(), number),
+        ("window_high", pa.float64(), number),
+        ("window_unit", pa.string(), text),
+    ]
+    features = {name: feature for name, _, feature in columns}
     schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("task", pa.string()),
-            ("lq", image),
-            ("hq", image),
-            ("window_low_hu", pa.float64()),
-            ("window_high_hu", pa.float64()),
-        ],
+        [(name, kind) for name, kind, _ in columns],
         # What Hugging Face's `datasets` reads to show the two columns as images.
         metadata={"huggingface": canonical_json({"info": {"features": features}})},
     )
-    task = contract.task
+    task, labels = contract.task, task_labels(contract.task)
     rows = [
         {
             "id": f"pair-{index:04d}",
-            "task": task.name,
+            "task": labels[part],
             "lq": {"bytes": _png16(lq[index, 0]), "path": f"pair-{index:04d}-lq.png"},
             "hq": {"bytes": _png16(hq[index, 0]), "path": f"pair-{index:04d}-hq.png"},
-            "window_low_hu": task.window[0],
-            "window_high_hu": task.window[1],
+            "window_low": task.window[0],
+            "window_high": task.window[1],
+            "window_unit": window_unit(task),
         }
-        for index in range(len(hq))
+        for index, part in enumerate(_task_of_pairs(contract, len(hq)))
     ]
     out = io.BytesIO()
     table = pa.Table.from_pylist(rows, schema=schema)

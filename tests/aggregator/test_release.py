@@ -211,6 +211,7 @@ def test_safetensors_hold_the_exact_pairs(tmp_path: Path) -> None:
     tensors = load(content)
     np.testing.assert_array_equal(tensors["lq"], lq)
     np.testing.assert_array_equal(tensors["hq"], hq)
+    assert tensors["task"].tolist() == [0, 0, 0]
     (tmp_path / "pairs.safetensors").write_bytes(content)
     with safe_open(tmp_path / "pairs.safetensors", framework="np") as file:
         assert json.loads(file.metadata()["fedstill"])["contract_digest"] == CONTRACT.digest()
@@ -222,7 +223,8 @@ def test_parquet_holds_sixteen_bit_pictures() -> None:
     table = pq.read_table(io.BytesIO(files["pairs.parquet"]))
     assert table.column("id").to_pylist() == ["pair-0000", "pair-0001", "pair-0002"]
     row = table.to_pylist()[1]
-    assert (row["window_low_hu"], row["window_high_hu"]) == (-1000.0, 1000.0)
+    assert (row["window_low"], row["window_high"], row["window_unit"]) == (-1000.0, 1000.0, "HU")
+    assert row["task"] == "ct-denoise"
     for name, exact in (("lq", lq[1, 0]), ("hq", hq[1, 0])):
         picture = Image.open(io.BytesIO(row[name]["bytes"]))
         assert picture.mode == "I;16"
@@ -309,7 +311,7 @@ def test_results_that_are_not_fit_to_publish(
 def test_contact_sheets_are_of_the_same_bytes_and_say_nothing_of_where(count: int) -> None:
     lq, hq = images(count=count)
     first, second = (
-        contact_sheet(title="t", lq=lq, hq=hq, low_hu=-1000, high_hu=1000) for _ in range(2)
+        contact_sheet(title="t", lq=lq, hq=hq, low=-1000, high=1000, unit="HU") for _ in range(2)
     )
     assert first == second
     picture = Image.open(io.BytesIO(first))
@@ -321,4 +323,5 @@ def test_contact_sheets_are_of_the_same_bytes_and_say_nothing_of_where(count: in
 
 def test_equal_pairs_have_a_sheet_too() -> None:
     hq = np.full((1, 1, 32, 32), 0.5, np.float32)
-    assert contact_sheet(title="t", lq=hq, hq=hq, low_hu=-1000, high_hu=1000)[:4] == b"\x89PNG"
+    sheet = contact_sheet(title="t", lq=hq, hq=hq, low=0, high=1, unit="")
+    assert sheet[:4] == b"\x89PNG"
