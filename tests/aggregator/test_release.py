@@ -325,3 +325,38 @@ def test_equal_pairs_have_a_sheet_too() -> None:
     hq = np.full((1, 1, 32, 32), 0.5, np.float32)
     sheet = contact_sheet(title="t", lq=hq, hq=hq, low=0, high=1, unit="")
     assert sheet[:4] == b"\x89PNG"
+
+
+def test_the_pairs_of_several_tasks_name_their_task() -> None:
+    contract = RunContract(
+        name="mr-demo",
+        task={
+            "name": "multi",
+            "parts": [{"name": "mr-denoise", "size_px": 32}, {"name": "mr-sr", "size_px": 32}],
+        },
+    )
+    lq, hq = images(count=6)
+    files = build_files(contract=contract, lq=lq, hq=hq, result=RESULT, utility=None)
+    assert load(files["pairs.safetensors"])["task"].tolist() == [0, 0, 0, 1, 1, 1]
+    table = pq.read_table(io.BytesIO(files["pairs.parquet"]))
+    assert table.column("task").to_pylist() == ["mr-denoise"] * 3 + ["mr-sr"] * 3
+    row = table.to_pylist()[5]
+    assert (row["window_low"], row["window_high"]) == (0.0, 1000.0)
+    assert row["window_unit"] == "permille of the 99.5th percentile"
+    assert Image.open(io.BytesIO(files["contact-sheet.png"])).mode == "L"
+
+
+def test_every_task_has_as_many_pairs(tmp_path: Path) -> None:
+    parts = [{"name": "ct-denoise", "size_px": 32}, {"name": "ct-sr", "size_px": 32}]
+    contract = RunContract(name="ct-demo", task={"name": "multi", "parts": parts})
+    lq, hq = images(count=3)
+    save_file({"lq": lq, "hq": hq}, tmp_path / "pairs.safetensors")
+    with pytest.raises(PublishError, match="holds 3 pairs, not as many for each of 2"):
+        read_pairs(tmp_path / "pairs.safetensors", contract=contract)
+
+
+def test_a_sheet_without_a_unit_shows_window_units() -> None:
+    lq, hq = images(count=2)
+    plain = contact_sheet(title="t", lq=lq, hq=hq, low=0, high=1, unit="")
+    named = contact_sheet(title="t", lq=lq, hq=hq, low=0, high=1, unit="", tasks=["a", "b"])
+    assert plain != named != contact_sheet(title="t", lq=lq, hq=hq, low=-1e3, high=1e3, unit="HU")
