@@ -4,6 +4,7 @@ One recipe for every party and every arm of a comparison: Adam with a cosine to 
 the eight dihedral transforms, mean squared error. Everything random follows from the seed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,10 +40,13 @@ def noisy_pool(task: Task, hq: Tensor, *, draws: int, seed: int) -> Tensor:
     """``draws`` degraded versions of ``hq`` (N, 1, S, S): (draws * N, 1, S, S), draw-major.
 
     Each slice is projected once; a training that sees a pool of eight or more realisations ends
-    where one with fresh noise does, for a fraction of the time.
+    where one with fresh noise does, for a fraction of the time. Draw d is of part d mod T of a
+    multi-task of T parts; ``draws`` is then raised to a multiple of T, so that every part has the
+    same number: the pool may be longer than asked for.
     """
     generator = torch.Generator().manual_seed(seed)
     single = parts(task)
+    draws = math.ceil(draws / len(single)) * len(single)
     pools = []
     for chunk in torch.split(hq, 16):
         levels = [level_of(part, chunk) for part in single]
@@ -77,6 +81,12 @@ def dihedral(image: Tensor, turn: int) -> Tensor:
     """One of the eight symmetries of the square applied to (..., H, W); ``turn`` in 0..7."""
     turned = torch.rot90(image, turn % 4, dims=(-2, -1))
     return turned.flip(-1) if turn >= 4 else turned
+
+
+def turned_back(image: Tensor, turn: int) -> Tensor:
+    """The inverse of :func:`dihedral`, exactly: every pixel where it was."""
+    straight = image.flip(-1) if turn >= 4 else image
+    return torch.rot90(straight, -(turn % 4), dims=(-2, -1))
 
 
 def fit_pairs(
@@ -126,6 +136,18 @@ def enhance(network: Network, weights: Tensor, lq: Tensor) -> Tensor:
         return torch.cat([apply_network(network, weights, chunk) for chunk in torch.split(lq, 16)])
 
 
+def enhance_symmetric(network: Network, weights: Tensor, lq: Tensor) -> Tensor:
+    """The mean of ``network``'s answers to (N, 1, S, S) over the square's eight symmetries.
+
+    The geometric self-ensemble (Timofte, Rothe, Van Gool, CVPR 2016, sec. 3.6): each transform's
+    answer is transformed back. What the network gets right in one orientation alone is averaged.
+    """
+    total = torch.zeros_like(lq)
+    for turn in range(8):
+        total += turned_back(enhance(network, weights, dihedral(lq, turn)), turn)
+    return total / 8
+
+
 def evaluate(
     *,
     weights: Tensor | None,
@@ -135,16 +157,33 @@ def evaluate(
     seed: int,
     device: torch.device,
 ) -> Score:
-    """Scores ``weights`` (``None``: the degraded input untouched) on patients of (n_i, 1, S, S).
+    """Scores ``weights`` (``None``: the degraded input untouched) on patients of (n_i, 1, S, S)."""
+    on_device = None if weights is None else weights.to(device)
 
-    The degradation of a patient's slices follows from ``seed`` alone, so arms are comparable
-    pairwise.
+    def restore(lq: Tensor) -> Tensor:
+        return lq if on_device is None else enhance(network, on_device, lq)
+
+    return score(restore, patients=patients, task=task, seed=seed, device=device)
+
+
+def score(
+    restore: Callable[[Tensor], Tensor],
+    *,
+    patients: Sequence[Tensor],
+    task: Task,
+    seed: int,
+    device: torch.device,
+) -> Score:
+    """Scores what ``restore`` makes of degraded patients (n_i, 1, S, S).
+
+    The degradation of a patient's slices follows from ``seed`` alone, so that whatever is scored is
+    comparable patient by patient.
     """
     psnrs, ssims = [], []
     for number, slices in enumerate(patients):
         hq = slices.to(device)
         lq = torch.cat([degrade(part, hq, seed=seed + number) for part in parts(task)])
-        output = lq if weights is None else enhance(network, weights.to(device), lq)
+        output = restore(lq)
         references = hq[:, 0].repeat(len(parts(task)), 1, 1).cpu().numpy()
         images = output[:, 0].cpu().numpy()
         pairs = list(zip(images, references, strict=True))

@@ -4,7 +4,16 @@ import torch
 from shared.architectures import Residual
 from shared.networks import apply_network, initial_weights
 from shared.tasks.settings import CtDenoise
-from shared.training import dihedral, enhance, evaluate, fit_pairs, noisy_pool, sample_batch
+from shared.training import (
+    dihedral,
+    enhance,
+    enhance_symmetric,
+    evaluate,
+    fit_pairs,
+    noisy_pool,
+    sample_batch,
+    turned_back,
+)
 
 TASK = CtDenoise(size_px=32, angles=60, bins=48, pixel_mm=9.0)
 SMALL = Residual(depth=2, width=4)
@@ -77,3 +86,34 @@ def test_scores_are_patient_means_of_the_untouched_input_and_of_a_network() -> N
     )
     assert len(untouched.psnr_db) == len(untouched.ssim) == 2
     assert same.psnr_db == pytest.approx(untouched.psnr_db)
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_a_symmetry_is_turned_back_to_the_bit(turn: int) -> None:
+    image = torch.rand(2, 1, 5, 5)
+    assert torch.equal(turned_back(dihedral(image, turn), turn), image)
+    assert torch.equal(dihedral(turned_back(image, turn), turn), image)
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_the_self_ensemble_turns_with_its_input(turn: int) -> None:
+    weights = initial_weights(SMALL, seed=0) * 3
+    lq = torch.rand(2, 1, 16, 16)
+    torch.testing.assert_close(
+        enhance_symmetric(SMALL, weights, dihedral(lq, turn)),
+        dihedral(enhance_symmetric(SMALL, weights, lq), turn),
+    )
+    if turn:
+        plain = enhance(SMALL, weights, dihedral(lq, turn))
+        turned = dihedral(enhance(SMALL, weights, lq), turn)
+        assert not torch.allclose(plain, turned, atol=1e-3), "the network alone does not"
+
+
+def test_of_a_symmetric_network_the_self_ensemble_is_the_network() -> None:
+    network = Residual(depth=2, width=4)
+    cross = torch.tensor([[0.1, 0.3, 0.1], [0.3, 0.5, 0.3], [0.1, 0.3, 0.1]]).flatten()
+    weights = torch.cat([cross.repeat(4), torch.full((4,), 0.1), cross.repeat(4), torch.zeros(1)])
+    lq = torch.rand(2, 1, 16, 16)
+    torch.testing.assert_close(
+        enhance_symmetric(network, weights, lq), enhance(network, weights, lq)
+    )
