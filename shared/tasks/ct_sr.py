@@ -11,9 +11,9 @@
 
 LQ = U (D HQ + n) with D and U separable matrices, so the adjoint is their transpose. Beyond its
 edges an image goes on with its outermost pixel. Where ``factor`` does not divide the size there is
-one more LQ sample, centred beyond the last pixel, and positions stay exact: nothing is cropped.
+one more LQ sample for the pixels left over, and positions stay exact: nothing is cropped.
 
-The Gaussian is taken at the pixels' centres: above a width of about 1.5 pixels its modulation is
+The Gaussian is taken at the pixels' centres: from a width of 2 pixels on its modulation is
 exp(-2 (pi s f)^2), s = FWHM / 2.355 in pixels and f in cycles a pixel; a narrower one becomes the
 mean of the two pixels nearest the sample, whose modulation is cos(pi f).
 """

@@ -5,7 +5,7 @@ from shared.architectures import Residual
 from shared.contract import Anchor, Probes, RunContract
 from shared.gradients import clip, cohort_gradients, local_descent, patient_gradient, request_seed
 from shared.networks import apply_network, initial_weights
-from shared.tasks.settings import CtDenoise
+from shared.tasks.settings import CtDenoise, MrSr, MultiTask
 from shared.training import noisy_pool
 
 CPU = torch.device("cpu")
@@ -78,6 +78,17 @@ def test_every_patient_counts_the_same_however_many_slices_it_has() -> None:
         ]
         parts.append(torch.stack(rows))
     torch.testing.assert_close(together, torch.stack(parts).mean(0))
+
+
+def test_a_gradient_of_a_multi_task_is_the_mean_over_its_parts_even_from_one_draw() -> None:
+    single = (MrSr(size_px=32, factor=2), MrSr(size_px=32, factor=4))  # without noise
+    tasks = (MultiTask(parts=single), *single)
+    contracts = [
+        CONTRACT.model_copy(update={"task": task, "probes": Probes(draws=1, clip_norm=1000.0)})
+        for task in tasks
+    ]
+    together, first, second = (gradients(contract, cohort(2)) for contract in contracts)
+    torch.testing.assert_close(together, (first + second) / 2)
 
 
 def test_dropping_any_patient_moves_the_sum_by_at_most_the_clipping_norm() -> None:

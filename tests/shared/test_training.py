@@ -3,8 +3,10 @@ import torch
 
 from shared.architectures import Residual
 from shared.networks import apply_network, initial_weights
-from shared.tasks.settings import CtDenoise
+from shared.tasks.degradation import degrade
+from shared.tasks.settings import CtDenoise, MrDenoise, MrSr, MrUndersampled, MultiTask, Task
 from shared.training import (
+    Score,
     dihedral,
     enhance,
     enhance_symmetric,
@@ -117,3 +119,43 @@ def test_of_a_symmetric_network_the_self_ensemble_is_the_network() -> None:
     torch.testing.assert_close(
         enhance_symmetric(network, weights, lq), enhance(network, weights, lq)
     )
+
+
+MULTI = MultiTask(
+    parts=(MrSr(size_px=32), MrDenoise(size_px=32), MrUndersampled(size_px=32, sigma=0.01))
+)
+
+
+@pytest.mark.parametrize(("draws", "given"), [(1, 3), (2, 3), (3, 3), (4, 6), (6, 6)])
+def test_a_pool_of_a_multi_task_takes_its_parts_in_turn_and_equally_often(
+    draws: int, given: int
+) -> None:
+    hq = torch.rand(18, 1, 32, 32)  # more than one chunk
+    pool = noisy_pool(MULTI, hq, draws=draws, seed=1).unflatten(0, (-1, 18))
+    assert pool.shape[0] == given
+    truncated = degrade(MULTI.parts[0], hq, seed=0)  # without noise: the same at every draw
+    for number, drawn in enumerate(pool):
+        of_first_part = torch.allclose(drawn, truncated, atol=1e-5)
+        assert of_first_part is (number % 3 == 0)
+    if given == 6:
+        assert not torch.equal(pool[1], pool[4])
+    # Rician noise turns up at the second part's turn alone: 2 sigma^2 of mean square.
+    excess = (pool.square() - hq.square()).mean(dim=(1, 2, 3, 4))
+    assert float(excess[1]) == pytest.approx(2 * 0.06**2, rel=0.1)
+
+
+def test_a_multi_task_scores_the_mean_over_its_parts() -> None:
+    patients = [torch.rand(2, 1, 32, 32), torch.rand(1, 1, 32, 32)]
+
+    def scores(task: Task) -> Score:
+        return evaluate(
+            weights=None, network=SMALL, patients=patients, task=task, seed=3, device=CPU
+        )
+
+    alone = [scores(part) for part in MULTI.parts]
+    together = scores(MULTI)
+    for patient in range(2):
+        psnr = sum(score.psnr_db[patient] for score in alone) / 3
+        ssim = sum(score.ssim[patient] for score in alone) / 3
+        assert together.psnr_db[patient] == pytest.approx(psnr)
+        assert together.ssim[patient] == pytest.approx(ssim)
