@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.messages import (
+    MAX_PATIENTS,
     FloatArray,
     MessageError,
     ProbeHeader,
@@ -12,6 +13,7 @@ from shared.messages import (
     SummaryHeader,
     decode,
     patient_bucket,
+    values_shape,
 )
 
 NORM_TOLERANCE = 1.001
@@ -26,7 +28,7 @@ class Rejected(ValueError):  # noqa: N818
 class Admitted:
     """An answer that may be banked."""
 
-    values: FloatArray  # (K, D)
+    values: FloatArray  # (K, D); gradients at granularity patient (P, K, D)
     patients_at_least: int
     seconds: float
     """Time the site says its worker spent."""
@@ -61,12 +63,20 @@ def admit(
     if header.patients_at_least < patient_bucket(request.contract.min_patients):
         raise Rejected("fewer patients than the contract's minimum")
     values = message.arrays.get("values")
-    if set(message.arrays) != {"values"} or values is None or values.shape != weights.shape:
+    if set(message.arrays) != {"values"} or values is None:
+        raise Rejected("not one array of values")
+    patients = len(values) if values.ndim else 0
+    if values.shape != values_shape(request, weights.shape, patients=patients):
         raise Rejected("values do not have the shape of the request")
+    if values.ndim == 3:
+        if not request.contract.min_patients <= patients <= MAX_PATIENTS:
+            raise Rejected("not as many patients as the contract and the format allow")
+        if header.patients_at_least != patient_bucket(patients):
+            raise Rejected("another number of patients than it says")
     if not np.isfinite(values).all():
         raise Rejected("values are not finite")
     limit = request.contract.norm_limit(request.kind) * NORM_TOLERANCE
-    if np.linalg.norm(values.astype(np.float64), axis=1).max() > limit:
+    if np.linalg.norm(values.astype(np.float64), axis=-1).max() > limit:
         raise Rejected("values exceed the contract's clipping norm")
     return Admitted(
         values=values, patients_at_least=header.patients_at_least, seconds=header.seconds

@@ -4,7 +4,7 @@ Pure: images and weights in, one array out. Nothing here reads a file or a socke
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +44,33 @@ def patient_gradient(
     return total
 
 
+def patient_gradients(
+    *,
+    contract: RunContract,
+    network: Name,
+    weights: Tensor,
+    patients: Sequence[Tensor],
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """Each patient's clipped mean gradient at each of ``weights`` (K, D): (P, K, D).
+
+    ``patients`` are P times (n_i, 1, S, S) in window units. Raises ``ValueError`` on no patients.
+    """
+    return torch.stack(
+        list(
+            _each_patient(
+                contract=contract,
+                network=network,
+                weights=weights,
+                patients=patients,
+                seed=seed,
+                device=device,
+            )
+        )
+    )
+
+
 def cohort_gradients(
     *,
     contract: RunContract,
@@ -53,26 +80,45 @@ def cohort_gradients(
     seed: int,
     device: torch.device,
 ) -> Tensor:
-    """Mean over patients of their clipped mean gradients, at each of ``weights`` (K, D): (K, D).
+    """Mean over patients of ``patient_gradients``, none of which is kept: (K, D).
 
-    ``patients`` are (n_i, 1, S, S) in window units. Every patient counts the same, however many
-    slices it has, and moves the mean by at most ``2 * probes.clip_norm / patients``. Raises
-    ``ValueError`` on no patients.
+    Every patient counts the same, however many slices it has, and moves the mean by at most
+    ``2 * probes.clip_norm / patients``. Raises ``ValueError`` on no patients.
     """
+    total = torch.zeros_like(weights, device=device)
+    for gradients in _each_patient(
+        contract=contract,
+        network=network,
+        weights=weights,
+        patients=patients,
+        seed=seed,
+        device=device,
+    ):
+        total += gradients
+    return total / len(patients)
+
+
+def _each_patient(
+    *,
+    contract: RunContract,
+    network: Name,
+    weights: Tensor,
+    patients: Sequence[Tensor],
+    seed: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
     if not patients:
         raise ValueError("a cohort needs at least one patient")
-    total = torch.zeros_like(weights, device=device)
+    draws = contract.probes.draws
     for number, slices in enumerate(patients):
         hq = slices.to(device)
-        draws = contract.probes.draws
         lq = noisy_pool(contract.task, hq, draws=draws, seed=request_seed(seed, number))
         repeated = hq.repeat(lq.shape[0] // hq.shape[0], 1, 1, 1)
-        for row, theta in enumerate(weights.to(device)):
-            gradient = patient_gradient(
-                contract=contract, network=network, weights=theta, lq=lq, hq=repeated
-            )
-            total[row] += clip(gradient, norm=contract.probes.clip_norm)
-    return total / len(patients)
+        rows = [
+            patient_gradient(contract=contract, network=network, weights=theta, lq=lq, hq=repeated)
+            for theta in weights.to(device)
+        ]
+        yield torch.stack([clip(row, norm=contract.probes.clip_norm) for row in rows])
 
 
 def local_descent(

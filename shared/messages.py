@@ -24,6 +24,8 @@ FloatArray = NDArray[np.float32]
 MAX_BYTES = 256 * 2**20
 """Largest message accepted, bytes."""
 MAX_HEADER_BYTES = 1 * 2**20
+MAX_PATIENTS = 10_000
+"""Most patients in one answer at granularity patient."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -38,6 +40,7 @@ class RefusalCode(StrEnum):
     UNKNOWN_KIND = "unknown-kind"  # a message a site does not answer
     DIGEST_MISMATCH = "digest-mismatch"  # header and contract disagree
     POLICY = "policy"  # the site's own limits forbid the contract
+    WRONG_MODALITY = "wrong-modality"  # CT asked of a site with MR, or the other way round
     TOO_FEW_PATIENTS = "too-few-patients"
     BAD_WEIGHTS = "bad-weights"  # wrong shape, type, or not finite
     ROUND_REUSED = "round-reused"  # another request under a round already answered
@@ -105,8 +108,10 @@ class Message(Frozen):
     """A header and its arrays.
 
     ``probe-batch`` carries ``weights`` (K, D); ``summary`` carries ``values`` (K, D), row k the
-    cohort's mean gradient at ``weights[k]``, or with local steps the mean descent
-    ``weights - weights after E steps``; the others carry nothing.
+    cohort's mean gradient at ``weights[k]``, or with local steps the descent
+    ``weights - weights after E steps``. At granularity patient, gradients are (P, K, D), a block a
+    patient, in an order that is the same in all rounds of a contract and tells nothing else. The
+    other messages carry nothing.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -174,6 +179,14 @@ def _read_header(payload: bytes) -> Header:
 def payload_digest(payload: bytes) -> str:
     """SHA-256 (hex) of an encoded message."""
     return hashlib.sha256(payload).hexdigest()
+
+
+def values_shape(
+    request: ProbeHeader, weights: tuple[int, ...], *, patients: int
+) -> tuple[int, ...]:
+    """The shape of an honest answer to ``weights`` of that shape, from so many patients."""
+    by_patient = request.kind == "gradients" and request.contract.granularity == "patient"
+    return (patients, *weights) if by_patient else weights
 
 
 def probe_batch(

@@ -159,6 +159,33 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     print(f"  answers given: {header.answered}")
 
 
+@app.command("kernel-fit")
+def kernel_fit(
+    sharp: Annotated[Path, typer.Option(help="Folder of CT reconstructed with the sharp kernel.")],
+    soft: Annotated[Path, typer.Option(help="The same acquisitions with the soft kernel.")],
+    steps: Annotated[int, typer.Option(min=4, max=64, help="Points of each curve.")] = 16,
+    size: Annotated[int, typer.Option(min=32, max=512, help="size_px of the contract.")] = 128,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the table to this file, as JSON.")
+    ] = None,
+) -> None:
+    """Fit the task ct-kernel to real pairs: two reconstructions of the same acquisitions.
+
+    Slices are paired by their position in the patient. Prints the [task] table of a contract: two
+    curves over spatial frequency and the number of pairs. It is for you to hand it over or not;
+    nothing is sent, and nothing else of the images is in it.
+    """
+    yield_cores()
+    from site_agent.intake import IntakeError
+    from site_agent.kernel import KernelFitError, as_toml, kernel_task
+
+    with _told(IntakeError, KernelFitError):
+        task = kernel_task(sharp=sharp, soft=soft, steps=steps, size_px=size)
+        print(as_toml(task))
+        if json_file is not None:
+            json_file.write_bytes(task.model_dump_json(indent=2).encode() + b"\n")
+
+
 def _ask_status(settings: SiteSettings) -> StatusHeader | None:
     try:
         reply = call(

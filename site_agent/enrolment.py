@@ -32,6 +32,11 @@ aggregator = {aggregator}
 # The folder with the hospital's images (DICOM or NIfTI), read by `site-agent index` alone.
 images = {images}
 
+# What the site offers: "CT" or "MR"; of MR, where you like, the series alone of whose name a word
+# begins so (of a NIfTI file the file's name, of DICOM ProtocolName or SeriesDescription).
+# modality = "CT"
+# sequence = "FLAIR"
+
 # Slices kept of one patient, evenly spaced.
 # slices_per_patient = 32
 
@@ -47,8 +52,11 @@ images = {images}
 # max_parameters = {max_parameters}
 # Tasks the site takes part in.
 # tasks = {tasks}
-# What a summary may stand for: "cohort" is the mean over the site's patients.
+# What a summary may stand for: "cohort" is the mean over the site's patients; "patient", one
+# gradient a patient, says far more of each: see docs/hospital.md before you add it.
 # granularities = {granularities}
+# Patients in one answer at granularity "patient"; further ones are left out.
+# max_patients = {max_patients}
 """
 
 

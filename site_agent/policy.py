@@ -1,11 +1,16 @@
 """The site's own limits on what a run may ask of its images."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
-from shared.contract import RunContract
+from shared.contract import Granularity, RunContract
 from shared.frozen import Frozen
+from shared.messages import MAX_PATIENTS
+from shared.tasks.settings import Modality, MultiTask
+
+PhysicalTask = Literal["ct-denoise", "ct-sr", "ct-kernel", "mr-denoise", "mr-sr", "mr-undersampled"]
+"""A task by itself; a multi-task is allowed where all its parts are."""
 
 
 class Policy(Frozen):
@@ -23,11 +28,14 @@ class Policy(Frozen):
     max_parameters: int = Field(
         1_000_000, ge=1, le=100_000_000, description="parameters of a contract's networks"
     )
-    tasks: tuple[Literal["ct-denoise"], ...] = Field(
-        ("ct-denoise",), description="tasks the site takes part in"
+    tasks: tuple[PhysicalTask, ...] = Field(
+        get_args(PhysicalTask), description="tasks the site takes part in"
     )
-    granularities: tuple[Literal["cohort"], ...] = Field(
-        ("cohort",), description="what a summary may stand for"
+    granularities: tuple[Granularity, ...] = Field(
+        ("cohort",), description="what a summary may stand for: the cohort's mean, one patient"
+    )
+    max_patients: int = Field(
+        256, ge=2, le=MAX_PATIENTS, description="patients in an answer at granularity patient"
     )
 
 
@@ -37,8 +45,12 @@ def contract_violation(policy: Policy, contract: RunContract, *, parameters: int
     ``parameters`` is the size of the contract's larger network. The text is for the site's own log:
     the aggregator learns the code alone.
     """
-    if contract.task.name not in policy.tasks:
-        return f"task {contract.task.name} is not among policy.tasks"
+    task = contract.task
+    for part in task.parts if isinstance(task, MultiTask) else (task,):
+        if part.name not in policy.tasks:
+            return f"task {part.name} is not among policy.tasks"
+    if contract.granularity == "federation":
+        return "granularity federation (a secure sum over sites) is not supported by this version"
     if contract.granularity not in policy.granularities:
         return f"granularity {contract.granularity} is not among policy.granularities"
     if contract.min_patients < policy.min_patients:
@@ -67,4 +79,16 @@ def request_violation(
         return f"round {round} is beyond the contract's {contract.rounds}"
     if probes > policy.max_probes:
         return f"{probes} weight vectors exceed policy.max_probes {policy.max_probes}"
+    return None
+
+
+def modality_violation(
+    contract: RunContract, *, offered: Modality, indexed: Modality
+) -> str | None:
+    """Why a site that offers one modality, and has indexed one, has no images for ``contract``."""
+    wanted = contract.task.modality
+    if offered != wanted:
+        return f"the contract is for {wanted}, site.toml offers {offered}"
+    if indexed != wanted:
+        return f"site.toml offers {offered}, the cohort holds {indexed}: run `site-agent index`"
     return None

@@ -6,7 +6,8 @@ How a request is answered:
 2. contract and header agree on the digest; the site's policy allows contract and request;
 3. an answer given before under this contract and round goes out again, byte for byte; another
    request under that round is refused;
-4. the cohort has enough patients, the weights have the network's size and are sane;
+4. the cohort is of the contract's modality and has enough patients; the weights have the network's
+   size and are sane;
 5. compute, check the result, write it to the outbox, return it.
 
 Whatever fails becomes a refusal: a code, an incident id, never a text.
@@ -21,8 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.gradients import cohort_gradients, local_descent, request_seed
+from shared.gradients import cohort_gradients, local_descent, patient_gradients, request_seed
 from shared.messages import (
+    MAX_BYTES,
+    MAX_HEADER_BYTES,
     FloatArray,
     Message,
     MessageError,
@@ -35,12 +38,13 @@ from shared.messages import (
     encode,
     patient_bucket,
     payload_digest,
+    values_shape,
 )
 from shared.networks import parameter_count
 from site_agent.cohort import Cohort
 from site_agent.incidents import RefusedError, log, refuse
 from site_agent.outbox import Outbox
-from site_agent.policy import contract_violation, request_violation
+from site_agent.policy import contract_violation, modality_violation, request_violation
 from site_agent.settings import SiteSettings
 
 THREADS_VARIABLE = "FEDSTILL_THREADS"
@@ -116,13 +120,19 @@ def _summary(
         return replay
     if cohort is None:
         raise RefusedError(RefusalCode.NO_COHORT, "nothing is indexed: run `site-agent index`")
+    violation = modality_violation(
+        contract, offered=settings.modality, indexed=cohort.index.modality
+    )
+    if violation is not None:
+        raise RefusedError(RefusalCode.WRONG_MODALITY, violation)
     if cohort.patients < contract.min_patients:
         raise RefusedError(
             RefusalCode.TOO_FEW_PATIENTS,
             f"{cohort.patients} patients, the contract wants {contract.min_patients}",
         )
     _refuse_bad_weights(header, weights)
-    values = _values(header, weights, cohort=cohort, site=settings.name)
+    speaking = _speaking(header, weights, cohort, at_most=settings.policy.max_patients)
+    values = _values(header, weights, cohort=cohort, speaking=speaking, site=settings.name)
     encoded = encode(
         Message(
             header=SummaryHeader(
@@ -131,7 +141,7 @@ def _summary(
                 round=header.round,
                 kind=header.kind,
                 site=settings.name,
-                patients_at_least=patient_bucket(cohort.patients),
+                patients_at_least=patient_bucket(len(speaking)),
                 seconds=round(time.monotonic() - started, 3),
             ),
             arrays={"values": values},
@@ -186,16 +196,50 @@ def _refuse_bad_weights(header: ProbeHeader, weights: FloatArray) -> None:
         raise RefusedError(RefusalCode.BAD_WEIGHTS, "not finite, or larger than any honest weight")
 
 
-def _values(header: ProbeHeader, weights: FloatArray, *, cohort: Cohort, site: str) -> FloatArray:
-    """The (K, D) answer. Raises ``RuntimeError`` where it is not one that may leave."""
+def _speaking(
+    header: ProbeHeader, weights: FloatArray, cohort: Cohort, *, at_most: int
+) -> list[int]:
+    """The patients an answer is of, by their places in the cohort, in the order of the answer.
+
+    At granularity patient the order is that of a hash of contract and pseudonym: the same in all
+    rounds of a run, another one in every run, so that patients of two runs cannot be matched by
+    their places; and beyond ``at_most`` patients the rest is left out.
+    """
+    contract = header.contract
+    everyone = list(range(cohort.patients))
+    if contract.granularity != "patient" or header.kind != "gradients":
+        return everyone
+    if at_most < contract.min_patients:
+        raise RefusedError(
+            RefusalCode.POLICY,
+            f"policy.max_patients {at_most} is below the contract's {contract.min_patients}",
+        )
+    names = cohort.index.patients
+    everyone.sort(key=lambda number: request_seed(header.contract_digest, names[number]))
+    speaking = everyone[:at_most]
+    size = 4 * len(speaking) * weights.size
+    if size > MAX_BYTES - MAX_HEADER_BYTES:
+        raise RefusedError(
+            RefusalCode.POLICY,
+            f"an answer of {size} bytes, one block a patient, is larger than a message may be: "
+            "lower policy.max_patients, or ask for fewer weights",
+        )
+    return speaking
+
+
+def _values(
+    header: ProbeHeader, weights: FloatArray, *, cohort: Cohort, speaking: list[int], site: str
+) -> FloatArray:
+    """The answer. Raises ``RuntimeError`` where it is not one that may leave."""
     contract = header.contract
     where = device()
-    task = contract.task
-    patients = _images(cohort, task.size_px, *task.window, where)
+    images = _images(cohort, contract.task.size_px, *contract.task.window, where)
+    patients = [images[number] for number in speaking]
     seed = request_seed(header.contract_digest, header.round, site)
     theta = torch.from_numpy(np.array(weights, dtype=np.float32)).to(where)
     if header.kind == "gradients":
-        result = cohort_gradients(
+        gradients = patient_gradients if contract.granularity == "patient" else cohort_gradients
+        result = gradients(
             contract=contract,
             network=header.network,
             weights=theta,
@@ -213,15 +257,15 @@ def _values(header: ProbeHeader, weights: FloatArray, *, cohort: Cohort, site: s
             device=where,
         )[None]
     values: FloatArray = result.detach().to("cpu", torch.float32).numpy()
-    plan = contract.probes if header.kind == "gradients" else contract.anchor
-    _check_result(values, shape=weights.shape, clip_norm=plan.clip_norm)
+    shape = values_shape(header, weights.shape, patients=len(speaking))
+    _check_result(values, shape=shape, clip_norm=contract.norm_limit(header.kind))
     return values
 
 
 def _check_result(values: FloatArray, *, shape: tuple[int, ...], clip_norm: float) -> None:
     if values.shape != shape or not bool(np.isfinite(values).all()):
         raise RuntimeError("the result has another shape, or is not finite")
-    if float(np.linalg.norm(values, axis=1).max()) > clip_norm * _NORM_TOLERANCE:
+    if float(np.linalg.norm(values, axis=-1).max()) > clip_norm * _NORM_TOLERANCE:
         raise RuntimeError("the result exceeds the contract's clip_norm")
 
 

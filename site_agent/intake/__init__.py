@@ -64,7 +64,7 @@ def read_folder(
     """
     wanted = _Wanted(modality, sequence)
     candidates: dict[str, list[Candidate]] = defaultdict(list)
-    files = list(_files(path, report))
+    files = list(image_files(path, report))
     report.files = len(files)
     seen: set[str] = set()
     for done, file in enumerate(files, start=1):
@@ -120,8 +120,11 @@ def evaluation_images(
     return images
 
 
-def _files(path: Path, report: IntakeReport) -> Iterator[Path]:
-    """Regular files under ``path``, sorted, links followed once, hidden ones left out."""
+def image_files(path: Path, report: IntakeReport) -> Iterator[Path]:
+    """Files under ``path``, sorted, links followed once, hidden ones left out.
+
+    Raises ``IntakeError`` where it is no folder, or one that may not be read.
+    """
     if not path.is_dir():
         raise IntakeError(f"{path}: is not a folder")
     if not os.access(path, os.R_OK | os.X_OK):

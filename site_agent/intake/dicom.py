@@ -102,7 +102,7 @@ class DicomSlice:
     position_mm: float
     thickness_mm: float | None
     spacing_mm: tuple[float, float]  # between rows, between columns, as displayed
-    shape: tuple[int, int]  # rows, columns, as stored
+    shape: tuple[int, int]  # rows, columns, as displayed
     slope: float
     intercept: float
     bits_allocated: int
@@ -134,6 +134,7 @@ def read_header(
         orientation = _numbers(header, "ImageOrientationPatient", 6)
         corner = _numbers(header, "ImagePositionPatient", 3)
         plane = axial_plane(orientation)
+        shape = int(header.Rows), int(header.Columns)
         spacing = _numbers(header, "PixelSpacing", 2)
         if min(spacing) <= 0:
             raise Skipped(SkipReason.NO_GEOMETRY)
@@ -153,7 +154,7 @@ def read_header(
             position_mm=plane.position_mm(corner),
             thickness_mm=_thickness_mm(header),
             spacing_mm=(spacing[1], spacing[0]) if plane.transpose else (spacing[0], spacing[1]),
-            shape=(int(header.Rows), int(header.Columns)),
+            shape=shape[::-1] if plane.transpose else shape,
             slope=slope,
             intercept=intercept,
             bits_allocated=int(header.BitsAllocated),

@@ -76,3 +76,63 @@ def test_a_refusal_keeps_its_code_and_incident() -> None:
     payload = encode(refusal(site="a", code=RefusalCode.POLICY, incident="0123456789ab"))
     with pytest.raises(Rejected, match=r"refused: policy .*0123456789ab"):
         checked(payload)
+
+
+BY_PATIENT = RunContract(name="ct", granularity="patient", min_patients=3)
+ASKED_BY_PATIENT = probe_batch(
+    contract=BY_PATIENT, round=2, kind="gradients", network="student", weights=WEIGHTS
+)
+BLOCKS = np.full((6, 2, 3), 0.01, np.float32)
+
+
+def checked_by_patient(
+    values: np.ndarray, *, patients_at_least: int = 5, kind: str = "gradients"
+) -> np.ndarray:
+    request = ASKED_BY_PATIENT.header.model_copy(update={"kind": kind})
+    assert isinstance(request, ProbeHeader)
+    payload = summary(
+        values,
+        contract_digest=BY_PATIENT.digest(),
+        patients_at_least=patients_at_least,
+        kind=kind,
+    )
+    return admit(payload, site="a", request=request, request_digest=DIGEST, weights=WEIGHTS).values
+
+
+def test_a_block_a_patient_is_admitted_where_the_contract_says_so() -> None:
+    np.testing.assert_array_equal(checked_by_patient(BLOCKS), BLOCKS)
+    np.testing.assert_array_equal(checked_by_patient(GOOD, kind="local-steps"), GOOD)
+
+
+@pytest.mark.parametrize(
+    ("values", "patients_at_least", "said"),
+    [
+        (BLOCKS[:2], 1, "as many patients"),
+        (BLOCKS, 1, "another number"),
+        (BLOCKS, 10, "another number"),
+        (BLOCKS[:, :1], 5, "shape"),
+        (BLOCKS[..., :2], 5, "shape"),
+        (BLOCKS[0], 5, "shape"),
+        (BLOCKS[:, None], 5, "shape"),
+        (np.float32(1).reshape(()), 5, "shape"),
+        (np.where(np.arange(6)[:, None, None] == 4, BLOCKS * 100, BLOCKS), 5, "clipping norm"),
+        (np.where(np.arange(6)[:, None, None] == 4, BLOCKS * np.nan, BLOCKS), 5, "not finite"),
+    ],
+)
+def test_blocks_that_were_not_asked_for_are_rejected(
+    values: np.ndarray, patients_at_least: int, said: str
+) -> None:
+    with pytest.raises(Rejected, match=said):
+        checked_by_patient(values, patients_at_least=patients_at_least)
+
+
+def test_the_clip_bounds_each_patient_and_not_their_sum() -> None:
+    limit = BY_PATIENT.probes.clip_norm
+    blocks = np.zeros((60, 2, 3), np.float32)
+    blocks[..., 0] = limit
+    assert checked_by_patient(blocks, patients_at_least=50).shape == (60, 2, 3)
+
+
+def test_a_block_a_patient_is_rejected_where_the_contract_wants_a_mean() -> None:
+    with pytest.raises(Rejected, match="shape"):
+        checked(summary(BLOCKS))

@@ -3,7 +3,14 @@ import torch
 
 from shared.architectures import Residual
 from shared.contract import Anchor, Probes, RunContract
-from shared.gradients import clip, cohort_gradients, local_descent, patient_gradient, request_seed
+from shared.gradients import (
+    clip,
+    cohort_gradients,
+    local_descent,
+    patient_gradient,
+    patient_gradients,
+    request_seed,
+)
 from shared.networks import apply_network, initial_weights
 from shared.tasks.settings import CtDenoise, MrSr, MultiTask
 from shared.training import noisy_pool
@@ -58,6 +65,25 @@ def test_a_patients_gradient_is_the_derivative_of_the_mean_squared_error() -> No
     (apply_network(CONTRACT.student, leaf, lq) - hq).square().mean().backward()
     assert leaf.grad is not None
     torch.testing.assert_close(ours, leaf.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_the_cohorts_gradients_are_the_mean_of_the_patients() -> None:
+    patients = cohort(4)
+    weights = torch.stack([initial_weights(CONTRACT.student, seed=s) for s in (0, 1)])
+    for clip_norm in (1000.0, 1e-3):
+        contract = CONTRACT.model_copy(update={"probes": Probes(draws=2, clip_norm=clip_norm)})
+        each = patient_gradients(
+            contract=contract,
+            network="student",
+            weights=weights,
+            patients=patients,
+            seed=5,
+            device=CPU,
+        )
+        assert each.shape == (4, *weights.shape)
+        torch.testing.assert_close(each.mean(0), gradients(contract, patients))
+        assert float(each.norm(dim=-1).max()) <= clip_norm * 1.0001
+    assert float(each.norm(dim=-1).min()) == pytest.approx(1e-3, rel=1e-4)
 
 
 def test_every_patient_counts_the_same_however_many_slices_it_has() -> None:
@@ -136,6 +162,15 @@ def test_a_descent_of_local_steps_repeats_and_is_clipped() -> None:
 def test_an_empty_cohort_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one patient"):
         gradients(CONTRACT, [])
+    with pytest.raises(ValueError, match="at least one patient"):
+        patient_gradients(
+            contract=CONTRACT,
+            network="student",
+            weights=torch.zeros(1, 1),
+            patients=[],
+            seed=0,
+            device=CPU,
+        )
     with pytest.raises(ValueError, match="at least one patient"):
         local_descent(
             contract=CONTRACT,

@@ -20,6 +20,7 @@ from shared.messages import (
     patient_bucket,
     probe_batch,
     refusal,
+    values_shape,
 )
 
 
@@ -140,3 +141,36 @@ def test_a_summary_without_patients_is_no_summary() -> None:
             patients_at_least=0,
             seconds=0.1,
         )
+
+
+@pytest.mark.parametrize(
+    ("granularity", "kind", "shape"),
+    [
+        ("cohort", "gradients", (2, 3)),
+        ("federation", "gradients", (2, 3)),
+        ("patient", "gradients", (7, 2, 3)),
+        ("patient", "local-steps", (2, 3)),
+    ],
+)
+def test_only_gradients_by_patient_have_a_block_a_patient(
+    granularity: str, kind: str, shape: tuple[int, ...]
+) -> None:
+    contract = RunContract.model_validate({"name": "ct", "granularity": granularity})
+    header = request().header.model_copy(update={"contract": contract, "kind": kind})
+    assert isinstance(header, ProbeHeader)
+    assert values_shape(header, (2, 3), patients=7) == shape
+
+
+def test_blocks_by_patient_survive_the_wire_to_the_bit() -> None:
+    values = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    header = SummaryHeader(
+        contract_digest="0" * 64,
+        request_digest="0" * 64,
+        round=1,
+        kind="gradients",
+        site="a",
+        patients_at_least=1,
+        seconds=0.1,
+    )
+    back = decode(encode(Message(header=header, arrays={"values": values})))
+    np.testing.assert_array_equal(back.arrays["values"], values)

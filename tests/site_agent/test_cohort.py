@@ -135,3 +135,10 @@ def test_damage_is_found_when_opening(tmp_path):
     data.write_bytes(data.read_bytes()[:-2])
     with pytest.raises(CohortError, match="incomplete"):
         open_cohort(tmp_path)
+
+
+def test_the_index_says_which_modality_it_is_of(tmp_path):
+    build_cohort(tmp_path, patients([[100]]), modality="MR")
+    assert open_cohort(tmp_path).index.modality == "MR"
+    build_cohort(tmp_path, patients([[100]]), modality="CT")
+    assert open_cohort(tmp_path).index.modality == "CT"

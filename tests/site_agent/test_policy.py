@@ -1,7 +1,16 @@
+from typing import get_args
+
 import pytest
 
 from shared.contract import Anchor, RunContract
-from site_agent.policy import Policy, contract_violation, request_violation
+from shared.tasks.settings import CtDenoise, CtSr, MrDenoise, MrSr, MultiTask, SingleTask
+from site_agent.policy import (
+    PhysicalTask,
+    Policy,
+    contract_violation,
+    modality_violation,
+    request_violation,
+)
 
 
 def test_the_default_policy_allows_the_default_contract():
@@ -35,3 +44,48 @@ def test_requests_end_with_the_contracts_rounds():
     contract = RunContract(name="x")
     assert request_violation(Policy(), contract, round=contract.rounds + 1, probes=1)
     assert request_violation(Policy(max_probes=3), contract, round=1, probes=4)
+
+
+def test_policy_knows_every_task_and_allows_it_by_default():
+    union, _ = get_args(SingleTask)
+    names = {get_args(task.model_fields["name"].annotation)[0] for task in get_args(union)}
+    assert set(get_args(PhysicalTask)) == names == set(Policy().tasks)
+
+
+def test_a_multi_task_is_its_parts():
+    contract = RunContract(name="x", task=MultiTask(parts=(CtDenoise(), CtSr())))
+    assert contract_violation(Policy(), contract, parameters=1) is None
+    violation = contract_violation(Policy(tasks=("ct-denoise",)), contract, parameters=1)
+    assert violation is not None and "ct-sr" in violation
+
+
+def test_patients_one_by_one_only_where_the_site_lists_them():
+    contract = RunContract(name="x", granularity="patient")
+    violation = contract_violation(Policy(), contract, parameters=1)
+    assert violation is not None and "granularity patient" in violation
+    allowing = Policy(granularities=("cohort", "patient"))
+    assert contract_violation(allowing, contract, parameters=1) is None
+
+
+def test_a_secure_sum_is_not_supported_wherever_it_is_listed():
+    contract = RunContract(name="x", granularity="federation")
+    violation = contract_violation(Policy(granularities=("federation",)), contract, parameters=1)
+    assert violation is not None and "not supported" in violation
+
+
+@pytest.mark.parametrize(
+    ("task", "offered", "indexed", "said"),
+    [
+        (CtDenoise(), "CT", "CT", None),
+        (MrSr(), "MR", "MR", None),
+        (MultiTask(parts=(MrSr(), MrDenoise())), "MR", "MR", None),
+        (MrSr(), "CT", "CT", "the contract is for MR, site.toml offers CT"),
+        (CtDenoise(), "MR", "CT", "the contract is for CT, site.toml offers MR"),
+        (MrSr(), "MR", "CT", "the cohort holds CT: run `site-agent index`"),
+    ],
+)
+def test_a_cohort_of_another_modality_is_named(task, offered, indexed, said):
+    violation = modality_violation(
+        RunContract(name="x", task=task), offered=offered, indexed=indexed
+    )
+    assert violation is None if said is None else said in violation

@@ -19,6 +19,12 @@ def test_settings_with_defaults(tmp_path):
     assert settings.socket_path == tmp_path / "worker.sock"
 
 
+def test_what_is_offered_is_read(tmp_path):
+    assert read_settings(write(tmp_path, GOOD)).modality == "CT"
+    settings = read_settings(write(tmp_path, GOOD + 'modality = "MR"\nsequence = "FLAIR"\n'))
+    assert (settings.modality, settings.sequence) == ("MR", "FLAIR")
+
+
 def test_policy_is_read(tmp_path):
     home = write(tmp_path, GOOD + "[policy]\nmin_patients = 12\ntasks = []\n")
     policy = read_settings(home).policy
@@ -37,6 +43,10 @@ def test_policy_is_read(tmp_path):
         (GOOD + 'home = "/elsewhere"\n', "home: .*remove"),
         (GOOD + "name = \n", "not valid TOML.*line"),
         (GOOD.replace('"images"', "3"), "images: "),
+        (GOOD + 'modality = "PET"\n', "modality: .*CT.*MR"),
+        (GOOD + 'sequence = "T1"\n', "sequence: is for MR: set modality"),
+        (GOOD + 'modality = "MR"\nsequence = ""\n', "sequence: write the begin of a word"),
+        (GOOD + '[policy]\ntasks = ["ct"]\n', "policy.tasks.0: .*ct-denoise"),
     ],
 )
 def test_mistakes_are_named_with_their_fix(tmp_path, text, message):

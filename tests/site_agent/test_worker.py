@@ -17,7 +17,7 @@ from shared.messages import (
     refusal,
 )
 from shared.networks import initial_weights, parameter_count
-from shared.tasks.settings import CtDenoise
+from shared.tasks.settings import CtDenoise, MrDenoise
 from site_agent import incidents, worker
 from site_agent.cohort import build_cohort, open_cohort
 from site_agent.intake.slices import PatientSlices, Slice
@@ -67,10 +67,21 @@ def site(tmp_path):
     return ask
 
 
+BY_PATIENT = CONTRACT.model_copy(update={"granularity": "patient"})
+"""A contract that asks for one gradient a patient."""
+
+
+def allowing(site, **policy):
+    """The site's settings with a policy that lists granularity patient."""
+    limits = Policy(granularities=("cohort", "patient"), **policy)
+    return site.settings.model_copy(update={"policy": limits})
+
+
 def request(*, contract=CONTRACT, round=1, kind="gradients", network="student", weights=None):
     if weights is None:
         count = 1 if kind == "local-steps" else 2
-        weights = np.stack([initial_weights(TINY, seed=seed).numpy() for seed in range(count)])
+        described = contract.network(network)
+        weights = np.stack([initial_weights(described, seed=seed).numpy() for seed in range(count)])
     return encode(
         probe_batch(contract=contract, round=round, kind=kind, network=network, weights=weights)
     )
@@ -158,13 +169,22 @@ def weights_of(value, *, shape=None):
             request(contract=CONTRACT.model_copy(update={"min_patients": 7})),
             RefusalCode.TOO_FEW_PATIENTS,
         ),
+        (
+            request(contract=CONTRACT.model_copy(update={"task": MrDenoise(size_px=32)})),
+            RefusalCode.WRONG_MODALITY,
+        ),
+        (request(contract=BY_PATIENT), RefusalCode.POLICY),
+        (
+            request(contract=CONTRACT.model_copy(update={"granularity": "federation"})),
+            RefusalCode.POLICY,
+        ),
     ],
 )
 def test_what_is_not_allowed_is_refused_with_a_code_and_computes_nothing(
     site, monkeypatch, payload, code
 ):
-    monkeypatch.setattr(worker, "cohort_gradients", None)
-    monkeypatch.setattr(worker, "local_descent", None)
+    for computation in ("cohort_gradients", "patient_gradients", "local_descent"):
+        monkeypatch.setattr(worker, computation, None)
     assert code_of(site(payload)) is code
     assert site.outbox.answered() == 0
 
@@ -232,3 +252,122 @@ def test_threads_must_be_a_number(monkeypatch, text):
     monkeypatch.setenv("FEDSTILL_THREADS", text)
     with pytest.raises(ValueError, match="FEDSTILL_THREADS"):
         worker.set_threads()
+
+
+@pytest.mark.parametrize("kind", ["gradients", "local-steps"])
+def test_either_network_may_be_asked_for(site, kind):
+    wide = Residual(depth=3, width=5)
+    contract = CONTRACT.model_copy(update={"anchor_network": wide})
+    for round, (network, length) in enumerate(
+        [("student", parameter_count(TINY)), ("anchor", parameter_count(wide))], start=1
+    ):
+        reply = decode(site(request(contract=contract, kind=kind, network=network, round=round)))
+        assert reply.header.type == "summary"
+        assert reply.arrays["values"].shape == (1 if kind == "local-steps" else 2, length)
+        assert np.abs(reply.arrays["values"]).max() > 0
+    # Weights of the one network under the other's name are not taken.
+    misnamed = request(contract=contract, network="anchor", weights=weights_of(0), round=3)
+    assert code_of(site(misnamed)) is RefusalCode.BAD_WEIGHTS
+
+
+def mean_of(site, contract):
+    return decode(site(request(contract=contract))).arrays["values"]
+
+
+def test_granularity_patient_answers_one_block_a_patient(site):
+    # Without noise, gradients do not depend on a patient's place; nor, unclipped, does their mean.
+    quiet = {
+        "task": CONTRACT.task.model_copy(update={"electronic_sigma": 0.0, "photons": 1e8}),
+        "probes": CONTRACT.probes.model_copy(update={"clip_norm": 1e6}),
+    }
+    contract = BY_PATIENT.model_copy(update=quiet)
+    reply = decode(site(request(contract=contract), settings=allowing(site)))
+    values = reply.arrays["values"]
+    assert values.shape == (6, 2, parameter_count(TINY))
+    assert reply.header.patients_at_least == 5
+    together = mean_of(site, CONTRACT.model_copy(update=quiet))
+    np.testing.assert_allclose(values.mean(0), together, rtol=0.05, atol=0.02 * together.std())
+    # The positive control: patients differ from each other far more than that.
+    spread = np.abs(values - values.mean(0)).max()
+    assert spread > 10 * np.abs(values.mean(0) - together).max()
+
+
+def test_every_block_of_a_patient_is_clipped(site):
+    norms = {}
+    for clip_norm in (1e-3, 1e3):
+        contract = BY_PATIENT.model_copy(
+            update={"probes": CONTRACT.probes.model_copy(update={"clip_norm": clip_norm})}
+        )
+        reply = decode(site(request(contract=contract), settings=allowing(site)))
+        norms[clip_norm] = np.linalg.norm(reply.arrays["values"], axis=-1)
+    assert norms[1e-3].max() <= 1e-3 * 1.001
+    assert norms[1e3].min() > 1e-3, "the bound must be what holds it"
+
+
+def order_of(site, monkeypatch, contract, *, round=1, **policy):
+    """The patients as the worker handed them on, by their places in the cohort."""
+    handed = []
+
+    def remember(*, weights, patients, **_):
+        handed.extend(patients)
+        return torch.zeros(len(patients), *weights.shape)
+
+    monkeypatch.setattr(worker, "patient_gradients", remember)
+    reply = site(request(contract=contract, round=round), settings=allowing(site, **policy))
+    assert decode(reply).header.type == "summary"
+    task = contract.task
+    images = site.cohort.images(size_px=task.size_px, low=task.window[0], high=task.window[1])
+    return [
+        next(n for n, image in enumerate(images) if np.array_equal(image, patient.cpu().numpy()))
+        for patient in handed
+    ]
+
+
+def test_the_order_of_patients_is_a_contracts_own_and_the_same_in_all_its_rounds(site, monkeypatch):
+    orders = []
+    for seed in range(4):
+        contract = BY_PATIENT.model_copy(update={"seed": seed})
+        orders.append(order_of(site, monkeypatch, contract))
+        assert sorted(orders[-1]) == list(range(6))
+        assert order_of(site, monkeypatch, contract, round=2) == orders[-1]
+    assert len({tuple(order) for order in orders}) > 1
+    assert list(range(6)) not in orders
+
+
+def test_no_more_patients_speak_than_the_policy_allows(site, monkeypatch):
+    contract = BY_PATIENT.model_copy(update={"seed": 9})
+    everyone = order_of(site, monkeypatch, contract)
+    again = contract.model_copy(update={"min_patients": 5})
+    assert order_of(site, monkeypatch, again, round=2, max_patients=5) == everyone[:5]
+    refused = site(request(contract=contract, round=3), settings=allowing(site, max_patients=4))
+    assert code_of(refused) is RefusalCode.POLICY
+
+
+def test_an_answer_larger_than_a_message_is_refused_before_it_is_computed(site, monkeypatch):
+    monkeypatch.setattr(worker, "MAX_BYTES", worker.MAX_HEADER_BYTES + 1000)
+    monkeypatch.setattr(worker, "patient_gradients", None)
+    assert code_of(site(request(contract=BY_PATIENT), settings=allowing(site))) is (
+        RefusalCode.POLICY
+    )
+
+
+def test_local_steps_speak_for_all_patients_at_any_granularity(site):
+    payload = request(contract=BY_PATIENT, kind="local-steps")
+    reply = decode(site(payload, settings=allowing(site)))
+    assert reply.arrays["values"].shape == (1, parameter_count(TINY))
+
+
+def test_a_block_above_the_clip_norm_does_not_leave(site, monkeypatch):
+    def one_too_large(*, weights, patients, **_):
+        values = torch.zeros(len(patients), *weights.shape)
+        values[3, 1, 0] = CONTRACT.probes.clip_norm * 1.01
+        return values
+
+    monkeypatch.setattr(worker, "patient_gradients", one_too_large)
+    reply = site(request(contract=BY_PATIENT), settings=allowing(site))
+    assert code_of(reply) is RefusalCode.INTERNAL
+
+
+def test_a_site_that_offers_another_modality_than_it_indexed_says_so(site):
+    offering = site.settings.model_copy(update={"modality": "MR"})
+    assert code_of(site(request(), settings=offering)) is RefusalCode.WRONG_MODALITY

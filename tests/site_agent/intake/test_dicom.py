@@ -12,7 +12,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from site_agent.intake.dicom import read_header, read_pixels
+from site_agent.intake.dicom import read_header, read_pixels, read_signal
 from site_agent.intake.reasons import Skipped, SkipReason
 
 
@@ -177,3 +177,51 @@ def test_bad_values_reach_neither_log_nor_warnings_nor_exception(
     assert not caught
     output = capfd.readouterr()
     assert "CAN" not in caplog.text + output.out + output.err
+
+
+def test_mr_signal_is_rescaled_slice_by_slice_and_needs_no_rescale(tmp_path, write_slice):
+    stored = np.arange(32 * 48, dtype=np.uint16).reshape(32, 48)
+    scaled = write_slice(
+        tmp_path / "a", stored, Modality="MR", RescaleSlope=0.5, RescaleIntercept=3, EchoTime=20
+    )
+    bare = write_slice(
+        tmp_path / "b", stored, Modality="MR", RescaleSlope=None, RescaleIntercept=None, EchoTime=90
+    )
+    first, second = (read_header(path, modality="MR") for path in (scaled, bare))
+    np.testing.assert_array_equal(read_signal(first), stored * 0.5 + 3)
+    np.testing.assert_array_equal(read_signal(second), stored)
+    assert first.series != second.series, "two echoes of a series are two contrasts"
+
+
+def test_mr_padding_becomes_zero_but_only_outside(tmp_path, write_slice):
+    stored = np.full((32, 32), 500, np.uint16)
+    stored[:4] = stored[20, 20] = 4000
+    path = write_slice(tmp_path / "a", stored, Modality="MR", RescaleIntercept=0)
+    dataset = dcmread(path)
+    dataset.add_new("PixelPaddingValue", "US", 4000)
+    dataset.save_as(path)
+    signal = read_signal(read_header(path, modality="MR"))
+    assert (signal[:4] == 0).all() and signal[20, 20] == 4000
+
+
+def test_a_slice_lying_on_its_side_has_its_shape_turned(tmp_path, write_slice):
+    stored = np.zeros((32, 48), np.uint16)
+    turned = write_slice(tmp_path / "a", stored, orientation=(0, -1, 0, 1, 0, 0))
+    assert read_header(turned).shape == (48, 32)
+    assert read_header(write_slice(tmp_path / "b", stored)).shape == (32, 48)
+
+
+@pytest.mark.parametrize("tag", ["ProtocolName", "SeriesDescription"])
+def test_a_sequence_is_looked_for_in_the_names_of_a_series(tmp_path, write_slice, tag):
+    path = write_slice(tmp_path / "a", Modality="MR", **{tag: "ax T2 FLAIR CANARY"})
+    header = read_header(path, modality="MR", sequence="flair")
+    assert "CANARY" not in repr(header)
+    with pytest.raises(Skipped) as caught:
+        read_header(path, modality="MR", sequence="T1")
+    assert caught.value.reason is SkipReason.OTHER_SEQUENCE
+
+
+def test_ct_is_not_mr(tmp_path, write_slice):
+    with pytest.raises(Skipped) as caught:
+        read_header(write_slice(tmp_path / "a"), modality="MR")
+    assert caught.value.reason is SkipReason.NOT_MR

@@ -117,6 +117,59 @@ def test_volumes_and_slices_in_one_folder(tmp_path, write_slice):
     assert sorted(len(patient.slices) for patient in patients) == [1, 32]
 
 
+def brain(level, *, slices=4, empty=2):
+    """A volume (z, y, x): a bright square that is a quarter of each slice, then empty slices."""
+    voxels = np.zeros((slices + empty, 32, 32), np.int16)
+    voxels[:slices, 8:24, 8:24] = level
+    voxels[:slices, 12:20, 12:20] = level // 2
+    return voxels
+
+
+def write_volumes(folder, **volumes):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, voxels in volumes.items():
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(folder / f"{name}.nii.gz"))
+
+
+def test_mr_volumes_of_the_sequence_each_on_its_own_scale(tmp_path):
+    write_volumes(tmp_path / "p1", FLAIR=brain(300), T1=brain(900))
+    write_volumes(tmp_path / "p2", T1W=brain(5000), T2=brain(70))
+    patients, report = read(tmp_path, modality="MR", sequence="t1")
+    assert [len(patient.slices) for patient in patients] == [4, 4]
+    assert report.skipped == {SkipReason.OTHER_SEQUENCE: 2, SkipReason.MOSTLY_AIR: 4}
+    for patient in patients:
+        for item in patient.slices:
+            assert sorted(set(np.unique(item.pixels))) == [0, 500, 1000]
+    everything, report = read(tmp_path, modality="MR")
+    assert [len(patient.slices) for patient in everything] == [8, 8]
+    few, report = read(tmp_path, modality="MR", slices_per_patient=3)
+    assert [len(patient.slices) for patient in few] == [3, 3]
+    assert report.not_needed == 10
+
+
+def test_an_mr_series_of_dicom_files_has_one_scale(tmp_path, write_slice):
+    for z, gain in enumerate((1, 2)):
+        stored = (brain(400 * gain)[0]).astype(np.uint16)
+        for name, modality in (("mr", "MR"), ("ct", "CT")):
+            write_slice(
+                tmp_path / f"{name}-{z}",
+                stored,
+                position=(0, 0, z),
+                Modality=modality,
+                RescaleIntercept=0,
+            )
+    (patient,), report = read(tmp_path, modality="MR")
+    assert [int(item.pixels.max()) for item in patient.slices] == [500, 1000]
+    assert report.skipped == {SkipReason.NOT_MR: 2}
+
+
+def test_a_series_without_signal_is_counted_once(tmp_path):
+    write_volumes(tmp_path / "p1", T1=brain(0), T2=brain(9) - np.int16(1000))
+    patients, report = read(tmp_path, modality="MR")
+    assert patients == []
+    assert report.skipped == {SkipReason.NO_SIGNAL: 2}
+
+
 def test_evaluation_images(tmp_path, write_slice):
     for z in range(12):
         write_slice(tmp_path / str(z), level(0), patient_id="A", position=(0, 0, z))
@@ -177,3 +230,38 @@ def test_real_slices_show_the_spine_below(real_data):
         for bone in (image[..., 32:64] for image in images)
     ]
     assert np.mean(below) >= 0.75
+
+
+@pytest.mark.parametrize(
+    ("hospital", "sequence", "slices", "skipped"),
+    [
+        (
+            "mr/hospital-a",
+            "FLAIR",
+            [28, 25],
+            {SkipReason.OTHER_SEQUENCE: 4, SkipReason.MOSTLY_AIR: 3},
+        ),
+        ("mr/hospital-b", "FLAIR", [28, 28], {SkipReason.OTHER_SEQUENCE: 3}),
+        ("mr/hospital-c", "FLAIR", [32, 32], {SkipReason.OTHER_SEQUENCE: 4}),
+        ("mr/phi", "T1", [24], {}),
+        ("mr/phi", "FLAIR", [], {SkipReason.OTHER_SEQUENCE: 24}),
+        ("ct/hospital-b", None, [], {SkipReason.NOT_MR: 22}),
+        ("ct/public-prior", None, [], {SkipReason.NOT_MR: 2}),
+    ],
+)
+def test_real_mr_folders(real_data, hospital, sequence, slices, skipped):
+    found, report = read(real_data / hospital, modality="MR", sequence=sequence)
+    assert report.skipped == skipped
+    assert sorted(len(patient.slices) for patient in found) == sorted(slices)
+    for patient in found:
+        whole = np.concatenate([item.pixels.ravel() for item in patient.slices])
+        assert whole.min() == 0 and 1000 < whole.max() <= 4000
+        assert 700 < np.percentile(whole, 99) < 1000
+        # Air above the head, brain in the middle.
+        assert all(np.median(item.pixels[:3]) < 60 for item in patient.slices)
+        assert np.mean([np.median(_middle(item.pixels)) for item in patient.slices]) > 200
+
+
+def _middle(pixels):
+    rows, columns = pixels.shape
+    return pixels[rows // 3 : -rows // 3, columns // 3 : -columns // 3]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from site_agent.intake.nifti import read_header, read_slices
+from site_agent.intake.nifti import read_header, read_signal, read_slices
 from site_agent.intake.reasons import Skipped, SkipReason
 
 
@@ -56,6 +56,15 @@ def test_a_volume_without_air_is_not_ct(tmp_path):
     with pytest.raises(Skipped) as caught:
         read_slices(read_header(path), [0])
     assert caught.value.reason is SkipReason.NOT_CT
+
+
+def test_signal_is_read_as_it_is_and_may_be_sampled(tmp_path, voxels):
+    header = read_header(write_volume(tmp_path / "a.nii", voxels.astype(np.float32) / 8))
+    assert header.shape == (6, 5)
+    whole = read_signal(header, [1, 3])
+    assert whole[0].dtype == np.float32
+    np.testing.assert_array_equal(np.stack(whole), voxels[[1, 3]] / 8)
+    np.testing.assert_array_equal(read_signal(header, [3], step=2)[0], voxels[3, ::2, ::2] / 8)
 
 
 def test_other_files_are_codes(tmp_path):

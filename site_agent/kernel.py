@@ -1,0 +1,147 @@
+"""A degradation from real pairs: two reconstruction kernels of the same acquisitions.
+
+Slices are paired by where they lie in the patient, never by a name or a number: the same frame of
+reference and orientation, and the image's corners at the same places within 0.1 mm. What comes
+out are two curves over spatial frequency and the number of pairs behind them.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.tasks.ct_kernel import fit_kernel
+from shared.tasks.settings import CtKernel
+from site_agent.intake import IntakeError, dicom, image_files
+from site_agent.intake.dicom import DicomSlice
+from site_agent.intake.geometry import evenly_spaced
+from site_agent.intake.reasons import IntakeReport, Skipped
+from site_agent.intake.windowing import windowed
+
+TOLERANCE_MM = 0.1
+"""Farthest two slices, or two corners, may lie apart and be the same."""
+MAX_PAIRS = 256
+"""Pairs a fit is made of; of more, evenly spaced ones."""
+
+_LOW_HU, _HIGH_HU = -1024.0, 3071.0  # a scanner's range: the noise in air is not to be cut off
+_TOLERANCE_COSINE = 1e-3
+
+Pair = tuple[DicomSlice, DicomSlice]  # sharp, soft
+
+
+class KernelFitError(ValueError):
+    """Folders that no curve can be fitted to; the text names the fix."""
+
+
+def kernel_task(*, sharp: Path, soft: Path, steps: int, size_px: int) -> CtKernel:
+    """Fits the task ``ct-kernel`` to pairs of a sharp and a soft reconstruction.
+
+    ``steps`` is the number of points of each curve, ``size_px`` the edge of the contract's images,
+    to whose grid the slices are resampled as those of a cohort are. Raises ``KernelFitError`` or
+    ``IntakeError``.
+    """
+    pairs = _pairs(_slices(sharp), _slices(soft))
+    pairs = [pairs[n] for n in evenly_spaced(len(pairs), at_most=MAX_PAIRS)]
+    sharp_hu, soft_hu = _hounsfield(pairs, size_px)
+    try:
+        transfer, noise_hu = fit_kernel(sharp_hu, soft_hu, steps)
+    except ValueError as error:
+        raise KernelFitError(f"the pairs cannot be fitted: {error}") from None
+    return CtKernel(
+        size_px=size_px,
+        transfer=tuple(round(value, 4) for value in transfer),
+        noise_hu=tuple(round(value, 2) for value in noise_hu),
+        fitted_pairs=len(soft_hu),
+    )
+
+
+def as_toml(task: CtKernel) -> str:
+    """The contract's ``[task]`` table."""
+    return "\n".join(
+        [
+            "[task]",
+            f'name = "{task.name}"',
+            f"size_px = {task.size_px}",
+            f"transfer = {list(task.transfer)}",
+            f"noise_hu = {list(task.noise_hu)}",
+            f"fitted_pairs = {task.fitted_pairs}",
+        ]
+    )
+
+
+def _slices(folder: Path) -> list[DicomSlice]:
+    """The headers of a folder's CT slices."""
+    report = IntakeReport()
+    found: dict[str, DicomSlice] = {}
+    for file in image_files(folder, report):
+        report.files += 1
+        try:
+            header = dicom.read_header(file)
+        except Skipped as skipped:
+            report.skip(skipped.reason)
+            continue
+        found[header.instance or str(file)] = header
+    if not found:
+        raise IntakeError(f"{folder}: no axial CT image could be used ({report.summary()})")
+    return list(found.values())
+
+
+def _pairs(sharp: Sequence[DicomSlice], soft: Sequence[DicomSlice]) -> list[Pair]:
+    """One slice of each where both lie; places with several of a kind are left out."""
+    matches = [(a, [b for b in soft if _agreement(a, b) == len(_CRITERIA)]) for a in sharp]
+    claims = Counter(id(b) for _, found in matches for b in found)
+    pairs = [(a, found[0]) for a, found in matches if len(found) == 1 and claims[id(found[0])] == 1]
+    if pairs:
+        return pairs
+    if claims:
+        raise KernelFitError(
+            "every position holds several slices of one kind: "
+            "give folders that hold one series of each acquisition"
+        )
+    lacking = _CRITERIA[max(_agreement(a, b) for a in sharp for b in soft)]
+    raise KernelFitError(
+        f"none of {len(sharp)} sharp slices lies where one of {len(soft)} soft ones does: there is "
+        f"no pair of {lacking}; give two reconstructions of the same acquisition and field of view"
+    )
+
+
+_CRITERIA = (
+    "one frame of reference",
+    "one orientation",
+    f"one position along the body within {TOLERANCE_MM} mm",
+    f"one matrix, and corners within {TOLERANCE_MM} mm",
+)
+
+
+def _agreement(a: DicomSlice, b: DicomSlice) -> int:
+    """How many of the criteria two slices meet, one after the other: all, where they are a pair."""
+    corners = np.subtract(a.corner_mm, b.corner_mm)
+    extents = np.multiply(a.spacing_mm, a.shape) - np.multiply(b.spacing_mm, b.shape)
+    met = (
+        bool(a.frame) and a.frame == b.frame,
+        float(np.abs(np.subtract(a.orientation, b.orientation)).max()) <= _TOLERANCE_COSINE,
+        abs(a.position_mm - b.position_mm) <= TOLERANCE_MM,
+        a.shape == b.shape
+        and float(np.linalg.norm(corners)) <= TOLERANCE_MM
+        and float(np.abs(extents).max()) <= TOLERANCE_MM,
+    )
+    return met.index(False) if False in met else len(met)
+
+
+def _hounsfield(pairs: Sequence[Pair], size_px: int) -> NDArray[np.float32]:
+    """The sharp and the soft images in HU, (2, n, S, S), of the pairs that can be decoded."""
+    read = []
+    for pair in pairs:
+        # A slice that cannot be decoded takes its partner with it.
+        with suppress(Skipped):
+            read.append([(dicom.read_pixels(one), one.spacing_mm) for one in pair])
+    if not read:
+        raise KernelFitError("the pixels of no pair can be decoded: export them uncompressed")
+    sides = [
+        windowed(side, size_px=size_px, low=_LOW_HU, high=_HIGH_HU)[:, 0]
+        for side in zip(*read, strict=True)
+    ]
+    return np.float32(_LOW_HU) + np.stack(sides) * np.float32(_HIGH_HU - _LOW_HU)
