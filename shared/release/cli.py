@@ -12,6 +12,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
+from shared.architectures import FAMILIES, read_network
 from shared.durable import write_durably
 from shared.release import client, publishers
 from shared.release.errors import KINDS, LocalError, ReleaseError, UntrustedKeyError
@@ -26,6 +27,7 @@ from shared.release.manifest import (
     sha256,
     verify_folder,
 )
+from shared.release.model_card import MODEL, MODEL_CARD
 from shared.release.progress import progress
 from shared.threads import yield_cores
 
@@ -161,28 +163,43 @@ def train(
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the figures here; - prints."),
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND[:KEY=VALUE,…]",
+            help=f"{', '.join(FAMILIES)}, as unet or unet:levels=2,width=8; the release's own by "
+            "default.",
+        ),
+    ] = None,
+    sequence: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which MR series of a patient; all if absent."),
+    ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the first network here, as safetensors."),
+        typer.Option(metavar="DIR", help="Write the first network here, with its model card."),
     ] = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Fits the release's network on it and scores it on your images, beside the untouched input.
+    """Fits a network on the release and scores it on your images, beside the untouched input.
 
     The release is verified first. Your images are degraded as the release's task says; figures are
     means over patients, plus or minus the standard deviation over seeds.
     """
     prints_json = str(json_file) == "-"
     with _reporting(prints_json):
+        described = None if network is None else _usage(read_network, network, "--network")
         for output in (save, None if prints_json else json_file):
             _refuse_output_inside(folder, output)
+        if save is not None and save.exists() and not save.is_dir():
+            raise LocalError(str(save), "is a file", "--save takes the folder to write into")
         verified = verify_folder(folder, keys=_trusted(key_file))
         yield_cores()
         from shared.release import train as training  # needs torch, which `get` does not
 
         contract = training.read_contract_of(folder)
         _say(f"reading {evaluate}", err=True)
-        patients = training.read_patients(evaluate, contract)
+        patients = training.read_patients(evaluate, contract, sequence=sequence)
         with progress("training", unit="steps", quiet=prints_json) as advance:
             trained = training.train(
                 folder,
@@ -190,16 +207,20 @@ def train(
                 patients=patients,
                 steps=steps,
                 seeds=seeds,
+                network=described,
                 on_step=advance,
             )
         if save is not None:
-            _write(save, trained.weights)
+            _write(save / MODEL_CARD, trained.card.encode("utf-8"))
+            _write(save / MODEL, trained.model)
         if prints_json:
             _print_json(trained.report)
             return
         if json_file is not None:
             _write(json_file, json.dumps(trained.report, indent=1).encode() + b"\n")
-        _print_rows(trained.report)
+        _say(training.report_text(trained.report))
+        if save is not None:
+            _say(f"the network of the first seed and its card are in {save}")
 
 
 def main() -> None:
@@ -300,7 +321,7 @@ def _folder_info(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_output_inside(folder: Path, output: Path | None) -> None:
-    if output is not None and output.resolve().parent == folder.resolve():
+    if output is not None and output.resolve().is_relative_to(folder.resolve()):
         raise LocalError(
             str(output),
             "would lie in the release's folder, which then no longer verifies",
@@ -312,23 +333,10 @@ def _refuse_output_inside(folder: Path, output: Path | None) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     try:
+        path.parent.mkdir(exist_ok=True)
         write_durably(path, content, mode=0o644)
     except OSError as error:
         raise LocalError(str(path), f"cannot be written ({error.strerror})") from None
-
-
-def _print_rows(report: dict[str, Any]) -> None:
-    _say(
-        f"{report['pairs']} pairs, {report['steps']} steps, {report['seeds']} seeds; "
-        f"{report['patients']} patients, {report['slices']} slices; on {report['device']}"
-    )
-    _say(f"{'':<12}{'PSNR, dB':>16}{'SSIM':>20}")
-    for name, row in report["rows"].items():
-        psnr, ssim = row["psnr"], row["ssim"]
-        _say(
-            f"{name:<12}{psnr['mean']:>8.2f} ± {psnr['std']:<5.2f}"
-            f"{ssim['mean']:>12.4f} ± {ssim['std']:.4f}"
-        )
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -13,19 +13,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shared.architectures import Network
 from shared.contract import RunContract
-from shared.frozen import canonical_json, explain
+from shared.frozen import explain
 from shared.readers import ReaderError, read_images
 from shared.release.dataset import DistilledPairs
 from shared.release.errors import LocalError
+from shared.release.facts import task_labels
 from shared.release.manifest import Verified
+from shared.release.model import About, model_bytes
+from shared.release.model_card import model_card, titled_rows
 
 try:
     import torch
-    from safetensors.torch import save
 
     from shared.networks import parameter_count
-    from shared.training import Score, evaluate, fit_pairs
+    from shared.tasks.degradation import parts
+    from shared.training import BATCH, CROP_PX, LEARNING_RATE, Score, evaluate, fit_pairs
 except ImportError as error:
     raise LocalError(
         error.name or "a package",
@@ -44,9 +48,14 @@ class Trained:
     """The outcome of a training."""
 
     report: dict[str, Any]
-    """``rows`` by name, each ``{"psnr": {"mean", "std", "n"}, "ssim": {…}}``, and the settings."""
-    weights: bytes
-    """The network of the first seed, a safetensors file."""
+    """``rows`` by name, each ``{"psnr": {"mean", "std", "n"}, "ssim": {…}}``, and the settings.
+
+    Of a release for several tasks the rows are means over them, and ``tasks`` has each one's own.
+    """
+    model: bytes
+    """The network of the first seed: a model file."""
+    card: str
+    """Its model card."""
 
 
 def read_contract_of(folder: Path) -> RunContract:
@@ -65,19 +74,24 @@ def read_contract_of(folder: Path) -> RunContract:
         raise LocalError(str(path), "is not the provenance of a release") from None
 
 
-def read_patients(folder: Path, contract: RunContract) -> list["torch.Tensor"]:
+def read_patients(
+    folder: Path, contract: RunContract, *, sequence: str | None = None
+) -> list["torch.Tensor"]:
     """Every patient's slices below ``folder``, (n_i, 1, S, S) each in the contract's window.
 
-    DICOM or NIfTI, read by whichever package registered a reader. Raises ``LocalError``.
+    DICOM or NIfTI of the contract's modality, read by whichever package registered a reader;
+    ``sequence`` chooses among MR series. Raises ``LocalError``.
     """
     task = contract.task
+    low, high = task.window
     try:
         images = read_images(
             folder,
             size_px=task.size_px,
-            low=task.window[0],
-            high=task.window[1],
+            low=low,
+            high=high,
             modality=task.modality,
+            sequence=sequence,
         )
     except ReaderError as error:
         raise LocalError(str(folder), error.problem, error.hint) from None
@@ -91,16 +105,21 @@ def train(
     patients: Sequence["torch.Tensor"],
     steps: int,
     seeds: int,
+    network: Network | None = None,
     on_step: OnStep | None = None,
 ) -> Trained:
-    """Fits the contract's student ``seeds`` times on the release in ``folder`` and scores each."""
+    """Fits ``network`` ``seeds`` times on the release in ``folder`` and scores each.
+
+    The release's own network where none is named.
+    """
     contract = read_contract_of(folder)
     pairs = DistilledPairs(folder)
-    network, task = contract.student, contract.task
+    network, task = network or contract.student, contract.task
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    untouched: list[Score] = []
-    distilled: list[Score] = []
-    kept = b""
+    labels = task_labels(task)
+    untouched: list[list[Score]] = []
+    distilled: list[list[Score]] = []
+    model = b""
     for seed in range(seeds):
 
         def report_step(done: int, _: int, seed: int = seed) -> None:
@@ -117,40 +136,65 @@ def train(
             on_step=report_step,
         )
         if seed == 0:
-            about = canonical_json(
-                {
-                    "network": network.model_dump(mode="json"),
-                    "parameters": parameter_count(network),
-                    "release": _identity(verified),
-                    "seed": seed,
-                    "steps": steps,
-                    "task": task.model_dump(mode="json"),
-                }
-            ).decode("utf-8")
-            kept = save({"weights": weights.cpu().contiguous()}, metadata={"fedstill": about})
+            release = _identity(verified)
+            about = About(network=network, task=task, release=release, steps=steps, seed=seed)
+            model = model_bytes(about, weights)
         for scores, given in ((untouched, None), (distilled, weights)):
             scores.append(
-                evaluate(
-                    weights=given,
-                    network=network,
-                    patients=patients,
-                    task=task,
-                    seed=seed,
-                    device=device,
-                )
+                [
+                    evaluate(
+                        weights=given,
+                        network=network,
+                        patients=patients,
+                        task=part,
+                        seed=seed,
+                        device=device,
+                    )
+                    for part in parts(task)
+                ]
             )
+    arms = {"input": untouched, "distilled": distilled}
     report = {
         "release": _identity(verified),
         "pairs": len(pairs),
         "network": network.model_dump(mode="json"),
+        "parameters": parameter_count(network),
         "steps": steps,
+        "batch": BATCH,
+        "crop_px": min(CROP_PX, task.size_px),
+        "learning_rate": LEARNING_RATE,
         "seeds": seeds,
         "patients": len(patients),
         "slices": sum(len(slices) for slices in patients),
         "device": device.type,
-        "rows": {"input": _row(untouched), "distilled": _row(distilled)},
+        "rows": {name: _row(scores) for name, scores in arms.items()},
     }
-    return Trained(report=report, weights=kept)
+    if len(labels) > 1:
+        report["tasks"] = {
+            label: {name: _row([[of[k]] for of in scores]) for name, scores in arms.items()}
+            for k, label in enumerate(labels)
+        }
+    card = model_card(report, network=network, task=task, license=verified.manifest.license)
+    return Trained(report=report, model=model, card=card)
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """The figures for people: a line a row."""
+    rows = titled_rows(report)
+    wide = max(12, *(len(title) + 2 for title, _ in rows))
+    lines = [
+        f"{report['network']['kind']}, {report['parameters']:,} parameters; {report['pairs']} "
+        f"pairs, {report['steps']} steps, {report['seeds']} seeds; {report['patients']} patients, "
+        f"{report['slices']} slices; on {report['device']}",
+        f"{'':<{wide}}{'PSNR, dB':>16}{'SSIM':>20}",
+    ]
+    for title, row in rows:
+        psnr, ssim = row["psnr"], row["ssim"]
+        lines.append(
+            f"{title:<{wide}}{psnr['mean']:>8.2f} ± {psnr['std']:<5.2f}"
+            f"{ssim['mean']:>12.4f} ± {ssim['std']:.4f}"
+        )
+    return "\n".join(lines)
 
 
 def _identity(verified: Verified) -> dict[str, Any]:
@@ -162,10 +206,12 @@ def _identity(verified: Verified) -> dict[str, Any]:
     }
 
 
-def _row(scores: Sequence[Score]) -> dict[str, Any]:
+def _row(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
+    """A row of each seed's scores, one a task: means over tasks and patients, then over seeds."""
+    mean = statistics.fmean
     return {
-        "psnr": _spread([statistics.fmean(score.psnr_db) for score in scores]),
-        "ssim": _spread([statistics.fmean(score.ssim) for score in scores]),
+        "psnr": _spread([mean(mean(one.psnr_db) for one in tasks) for tasks in scores]),
+        "ssim": _spread([mean(mean(one.ssim) for one in tasks) for tasks in scores]),
     }
 
 

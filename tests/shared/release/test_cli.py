@@ -164,10 +164,29 @@ def test_info_reads_a_folder(release: Path) -> None:
     assert "not checked" in document["verified"]
 
 
-def test_train_refuses_to_write_into_the_release(release: Path) -> None:
-    done = distilled("train", release, "--evaluate", ".", "--save", release / "model.safetensors")
+@pytest.mark.parametrize("place", ["model", "model/deeper", ""])
+def test_train_refuses_to_write_into_the_release(release: Path, place: str) -> None:
+    done = distilled("train", release, "--evaluate", ".", "--save", release / place)
     assert done.exit_code == 3
-    assert "model.safetensors" in done.stderr
+    assert "no longer verifies" in done.stderr
+
+
+def test_train_refuses_a_file_in_place_of_a_folder(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"")
+    done = distilled("train", release, "--evaluate", ".", "--save", tmp_path / "model")
+    assert done.exit_code == 3
+    assert "is a file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [("resnet", "red-cnn"), ("unet:widht=8", "widht"), ("dncnn:depth=99", "depth")],
+)
+def test_train_names_what_is_wrong_with_a_network(release: Path, network: str, said: str) -> None:
+    done = distilled("train", release, "--evaluate", ".", "--network", network)
+    assert done.exit_code == 2
+    assert "--network" in done.stderr
+    assert said in done.stderr
 
 
 BLOCKED = """
@@ -182,7 +201,8 @@ sys.meta_path.insert(0, Block())
 
 
 def test_the_client_needs_no_torch() -> None:
-    modules = "cli client dataset errors keys manifest progress publishers train transfer"
+    modules = "cli client dataset errors facts keys manifest model model_card progress"
+    modules += " publishers train transfer"
     code = (
         BLOCKED
         + f"""
@@ -199,7 +219,7 @@ assert "torch" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["dataset", "train"]  # they say how to get it
+    assert [line.split()[0] for line in lines] == ["dataset", "model", "train"]  # they say so
     assert all("torch: is not installed" in line for line in lines)
     assert all("fedstill[train]" in line for line in lines)
 

@@ -1,4 +1,8 @@
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -9,7 +13,6 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.numpy import save
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
@@ -18,13 +21,14 @@ from shared import readers
 from shared.architectures import Residual
 from shared.contract import RunContract
 from shared.frozen import canonical_json
-from shared.networks import apply_network, parameter_count
+from shared.networks import parameter_count
 from shared.release import train as training
 from shared.release.cli import app
 from shared.release.dataset import DistilledPairs
 from shared.release.errors import LocalError
-from shared.tasks import ct_denoise
-from shared.tasks.settings import CtDenoise
+from shared.release.model import load_model
+from shared.tasks.degradation import degrade
+from shared.tasks.settings import CtDenoise, MrDenoise
 
 SIZE = 32
 CONTRACT = RunContract(
@@ -62,7 +66,7 @@ def _one_thread() -> Iterator[None]:
 def trainable(tmp_path: Path, contents: Callable[..., dict[str, bytes]]) -> Path:
     """A release with real pairs of a tiny task."""
     hq = discs(4, seed=1)
-    lq = ct_denoise.degrade(CONTRACT.task, torch.from_numpy(hq), seed=7).numpy()
+    lq = degrade(CONTRACT.task, torch.from_numpy(hq), seed=7).numpy()
     files = {
         "pairs.safetensors": save({"lq": np.ascontiguousarray(lq), "hq": hq}),
         "provenance.json": canonical_json({"contract": CONTRACT.model_dump(mode="json")}),
@@ -83,7 +87,9 @@ def read_discs(
     modality: str,
     sequence: str | None,
 ) -> list[NDArray[np.float32]]:
-    assert (size_px, low, high, modality, sequence) == (SIZE, -1000.0, 1000.0, "CT", None)
+    window = {"CT": (-1000.0, 1000.0), "MR": (0.0, 1000.0)}[modality]
+    assert (size_px, low, high) == (SIZE, *window)
+    assert sequence == (None if modality == "CT" else "FLAIR")
     return [discs(2, seed=20), discs(1, seed=21), discs(3, seed=22)]
 
 
@@ -120,7 +126,7 @@ def test_train_beats_the_input_and_saves_the_network(
     key: Ed25519PrivateKey,
     write_pem: Callable[[Ed25519PrivateKey], Path],
 ) -> None:
-    model, figures = tmp_path / "model.safetensors", tmp_path / "figures.json"
+    model, figures = tmp_path / "model", tmp_path / "figures.json"
     command = ["train", trainable, "--evaluate", tmp_path, "--steps", 150, "--seeds", 2]
     command += ["--key", write_pem(key), "--json", figures, "--save", model]
     done = CliRunner().invoke(app, [str(part) for part in command])
@@ -133,12 +139,11 @@ def test_train_beats_the_input_and_saves_the_network(
     assert rows["distilled"]["psnr"]["n"] == 2
     assert f"{rows['distilled']['psnr']['mean']:.2f}" in done.stdout
 
-    with safe_open(model, framework="pt") as file:
-        about = json.loads(file.metadata()["fedstill"])
-        weights = file.get_tensor("weights")
-    assert about["release"]["digest"] == report["release"]["digest"]
-    network = Residual.model_validate(about["network"])
-    assert weights.shape == (parameter_count(network),)
+    enhance = load_model(model)
+    assert enhance.about.release["digest"] == report["release"]["digest"]
+    assert enhance.task == CONTRACT.task
+    assert enhance.network == CONTRACT.student
+    assert enhance.weights.shape == (parameter_count(CONTRACT.student),)
 
     # The saved network, applied by hand, gives the figure of seed 0 again: patient means, averaged.
     untouched, enhanced = [], []
@@ -146,13 +151,93 @@ def test_train_beats_the_input_and_saves_the_network(
         read_discs(tmp_path, size_px=32, low=-1e3, high=1e3, modality="CT", sequence=None)
     ):
         hq = torch.from_numpy(patient)
-        lq = ct_denoise.degrade(CONTRACT.task, hq, seed=number)
-        for images, psnrs in ((lq, untouched), (apply_network(network, weights, lq), enhanced)):
+        lq = degrade(CONTRACT.task, hq, seed=number)
+        for images, psnrs in ((lq, untouched), (enhance(lq), enhanced)):
             errors = ((images - hq) ** 2).mean(dim=(1, 2, 3))
             psnrs.append(float((-10 * torch.log10(errors)).mean()))
     assert np.mean(enhanced) - np.mean(untouched) > 0.5
     spread = 3 * (rows["distilled"]["psnr"]["std"] + 0.05)
     assert np.mean(enhanced) == pytest.approx(rows["distilled"]["psnr"]["mean"], abs=spread)
+
+
+@pytest.mark.usefixtures("_reader")
+@pytest.mark.parametrize(
+    "network", ["dncnn:depth=4,width=8", "red-cnn:width=4", "edsr:blocks=2,width=4", "unet:width=4"]
+)
+def test_any_network_is_trained_and_the_code_of_its_card_runs(
+    trainable: Path,
+    tmp_path: Path,
+    key: Ed25519PrivateKey,
+    write_pem: Callable[[Ed25519PrivateKey], Path],
+    network: str,
+) -> None:
+    model = tmp_path / "model"
+    command = ["train", trainable, "--evaluate", tmp_path, "--steps", 3, "--seeds", 1]
+    command += ["--key", write_pem(key), "--network", network, "--save", model, "--json", "-"]
+    done = CliRunner().invoke(app, [str(part) for part in command])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert load_model(model).network.kind == report["network"]["kind"] == network.split(":")[0]
+    card = (model / "MODEL_CARD.md").read_text()
+    assert f"{report['parameters']:,} parameters" in card
+    assert f"| `input` | {report['rows']['input']['psnr']['mean']:.2f}" in card
+    assert str(tmp_path) not in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(code.splitlines()) == 5
+    check = "assert hq.shape == lq.shape == (1, 1, 32, 32) and not torch.equal(hq, lq)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code + check],
+        cwd=model,
+        env={**os.environ, "PYTHONPATH": str(Path(training.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.usefixtures("_reader")
+def test_a_release_of_several_tasks_has_each_ones_figures(
+    tmp_path: Path,
+    contents: Callable[..., dict[str, bytes]],
+    key: Ed25519PrivateKey,
+    write_pem: Callable[[Ed25519PrivateKey], Path],
+) -> None:
+    parts = [MrDenoise(size_px=SIZE, sigma=sigma).model_dump() for sigma in (0.05, 0.2)]
+    contract = RunContract(
+        name="mr-demo",
+        task={"name": "multi", "parts": parts},
+        student=Residual(depth=2, width=4),
+        anchor={"crop_px": 32},
+    )
+    hq = np.concatenate([discs(2, seed=1)] * 2)
+    index = np.array([0, 0, 1, 1], dtype=np.int32)
+    about = {"fedstill": json.dumps({"tasks": ["mr-denoise-1", "mr-denoise-2"]})}
+    files = {
+        "pairs.safetensors": save({"lq": hq, "hq": hq, "task": index}, metadata=about),
+        "provenance.json": canonical_json({"contract": contract.model_dump(mode="json")}),
+    }
+    folder = tmp_path / "mr"
+    folder.mkdir()
+    for name, content in contents(files=files).items():
+        (folder / name).write_bytes(content)
+    assert DistilledPairs(folder).tasks == ["mr-denoise-1"] * 2 + ["mr-denoise-2"] * 2
+    command = ["train", folder, "--evaluate", tmp_path, "--steps", 2, "--seeds", 1]
+    command += ["--sequence", "FLAIR", "--key", write_pem(key), "--json", tmp_path / "figures"]
+    done = CliRunner().invoke(app, [str(part) for part in command])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "figures").read_text())
+    first, second = (report["tasks"][f"mr-denoise-{k}"]["input"]["psnr"]["mean"] for k in (1, 2))
+    # Rician noise of four times the standard deviation: about 12 dB.
+    assert 9 < first - second < 14
+    assert report["rows"]["input"]["psnr"]["mean"] == pytest.approx((first + second) / 2)
+    assert "input, mr-denoise-2" in done.stdout
+
+
+def test_pairs_of_before_several_tasks_have_their_tasks_name(tmp_path: Path) -> None:
+    hq = discs(2, seed=1)
+    about = {"fedstill": json.dumps({"task": "ct-denoise"})}
+    (tmp_path / "pairs.safetensors").write_bytes(save({"lq": hq, "hq": hq}, metadata=about))
+    assert DistilledPairs(tmp_path).tasks == ["ct-denoise"] * 2
 
 
 @pytest.mark.usefixtures("_reader")
