@@ -1,4 +1,4 @@
-"""Milliseconds of the ct-denoise task and of the training steps, on one core.
+"""Milliseconds of every task and of the training steps, on one core.
 
 ``python tests/benchmarks/degrade.py`` prints one JSON object; the minimum over repetitions, since
 anything above it is other work's.
@@ -15,10 +15,33 @@ from aggregator.distill.prior import build_prior
 from shared.architectures import Residual
 from shared.contract import RunContract
 from shared.tasks import ct_denoise
+from shared.tasks.degradation import level_of, observe
+from shared.tasks.settings import (
+    CtDenoise,
+    CtKernel,
+    CtSr,
+    MrDenoise,
+    MrSr,
+    MrUndersampled,
+    SingleTask,
+)
 from shared.training import fit_pairs, noisy_pool
 
 REPETITIONS = 7
 BATCH = 8
+KERNEL = CtKernel(transfer=(1.0, 1.1, 1.3, 1.6, 1.9), noise_hu=(20.0, 15.0, 18.0, 18.0, 14.0))
+TASKS: dict[str, SingleTask] = {
+    "ct-denoise": CtDenoise(),
+    "ct-sr x2": CtSr(),
+    "ct-sr x4": CtSr(factor=4),
+    "ct-sr x4, slice": CtSr(factor=4, direction="slice"),
+    "ct-kernel": KERNEL,
+    "mr-denoise": MrDenoise(),
+    "mr-sr x2": MrSr(factor=2),
+    "mr-sr x4, noise": MrSr(sigma=0.02),
+    "mr-undersampled": MrUndersampled(),
+    "mr-undersampled, noise": MrUndersampled(sigma=0.02),
+}
 
 
 def fastest_ms(work: Callable[[], object], *, share: int = 1) -> float:
@@ -29,6 +52,20 @@ def fastest_ms(work: Callable[[], object], *, share: int = 1) -> float:
         work()
         times.append(time.perf_counter() - start)
     return round(1000 * min(times) / share, 2)
+
+
+def task_ms(task: SingleTask, hq: torch.Tensor) -> dict[str, float]:
+    """Milliseconds a batch: what draws share, one draw, and a draw with its derivative in HQ."""
+    level = level_of(task, hq)
+    generator = torch.Generator().manual_seed(0)
+    leaf = hq.clone().requires_grad_(True)
+    return {
+        "level": fastest_ms(lambda: level_of(task, hq)),
+        "draw": fastest_ms(lambda: observe(task, hq, level, generator=generator)),
+        "draw_and_derivative": fastest_ms(
+            lambda: torch.autograd.grad(observe(task, leaf, level, generator=generator).sum(), leaf)
+        ),
+    }
 
 
 def main() -> None:
@@ -62,6 +99,8 @@ def main() -> None:
             {
                 "threads": 1,
                 "size_px": task.size_px,
+                "batch": BATCH,
+                "tasks_ms_a_batch": {name: task_ms(one, hq) for name, one in TASKS.items()},
                 "dose_ms_a_slice": fastest_ms(lambda: ct_denoise.dose(task, hq), share=BATCH),
                 "draw_ms": fastest_ms(
                     lambda: ct_denoise.draw(task, level, generator=generator), share=BATCH
