@@ -1,4 +1,6 @@
+import re
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +59,11 @@ def test_every_family_has_its_name_and_its_words() -> None:
         words = in_words(network)
         sizes = [value for value in network.model_dump().values() if isinstance(value, int)]
         assert all(str(size) in words for size in sizes)
+
+
+def test_every_network_and_its_defaults_are_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "researcher.md").read_text("utf-8")
+    for kind, family in FAMILIES.items():
+        (row,) = re.findall(rf"^\| `{kind}` \| (.*?) \|", page, re.MULTILINE)
+        settings = family().model_dump(exclude={"kind"})
+        assert row == ", ".join(f"`{name}` {value}" for name, value in settings.items())

@@ -1,6 +1,9 @@
+import re
+from pathlib import Path
+
 from shared.architectures import UNet
 from shared.release.model_card import model_card
-from shared.tasks.settings import MrDenoise, MrSr, MultiTask
+from shared.tasks.settings import CtDenoise, MrDenoise, MrSr, MultiTask
 
 ROW = {"psnr": {"mean": 31.25, "std": 0.125, "n": 3}, "ssim": {"mean": 0.75, "std": 0.5, "n": 3}}
 REPORT = {
@@ -37,3 +40,9 @@ def test_the_card_says_what_was_trained_on_what_and_what_it_scored() -> None:
         "Not for diagnosis",
     ):
         assert text in card
+
+
+def test_the_page_shows_the_lines_of_the_card() -> None:
+    card = model_card(REPORT, network=UNet(), task=CtDenoise(), license="CC-BY-4.0")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code in (Path(__file__).parents[3] / "docs" / "researcher.md").read_text("utf-8")
