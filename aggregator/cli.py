@@ -30,6 +30,8 @@ Home = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
 DEFAULT_HOME = Path("aggregator-home")
 EXIT_FAILED = 1
+EXIT_REFUSED = 4
+"""The gate: what was distilled is worth no more than what needs no hospital."""
 EXIT_INTERRUPTED = 130
 
 
@@ -133,12 +135,20 @@ def launch(
     wait_s: Annotated[
         float, typer.Option(help="How long to wait for sites to come online, seconds.")
     ] = 120.0,
+    no_publish: Annotated[
+        bool,
+        typer.Option(
+            "--no-publish",
+            help="Stop when the pairs are there; launch again without it to publish.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Distils with the sites and publishes a release.
 
     The same contract again goes on with the same run: after the last round where it was stopped,
-    with publishing where it had finished. Ctrl-C stops watching, not the run.
+    with publishing where it had finished. Where the run's folder holds a utility.json, its gate
+    decides about publishing. Ctrl-C stops watching, not the run.
     """
     with _clear_errors():
         from aggregator.launch import launch_run
@@ -150,9 +160,13 @@ def launch(
             public=public.resolve() if public else None,
             wait_s=wait_s,
             quiet=as_json,
+            publishes=not no_publish,
         )
     if as_json:
         typer.echo(json.dumps(release))
+        return
+    if no_publish:
+        typer.echo(f"distilled, not published\n  {release['run']}")
         return
     typer.echo(
         f"published {release['name']} v{release['version']}\n"
@@ -171,8 +185,10 @@ def _clear_errors() -> Iterator[None]:
     """Errors that a user can act on end as one message and exit code 1, never as a traceback."""
     try:
         yield
-    except (HomeError, ContractError, ReleaseError) as error:
+    except (HomeError, ContractError) as error:
         _fail(error)
+    except ReleaseError as error:
+        _fail(error, hint=error.hint, code=EXIT_REFUSED if error.code == "gate" else EXIT_FAILED)
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing is lost", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -182,9 +198,9 @@ def _clear_errors() -> Iterator[None]:
         _fail(error)
 
 
-def _fail(error: Exception) -> None:
-    typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(EXIT_FAILED) from None
+def _fail(error: Exception, *, hint: str = "", code: int = EXIT_FAILED) -> None:
+    typer.echo(f"error: {error}" + (f"; {hint}" if hint else ""), err=True)
+    raise typer.Exit(code) from None
 
 
 def main() -> Any:

@@ -1,5 +1,6 @@
 """The aggregator's home: one folder with settings, certificates, keys, sites, runs and releases."""
 
+import json
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,9 @@ class AggregatorSettings(Frozen):
     )
     api_host: str = Field("127.0.0.1", description="address the release API listens on")
     api_port: int = Field(8080, ge=1, le=65535, description="port of the release API")
+    require_utility: bool = Field(
+        False, description="publish no run whose utility has not been measured"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,5 +156,6 @@ def _toml(settings: AggregatorSettings) -> str:
     for name, field in AggregatorSettings.model_fields.items():
         value = getattr(settings, name)
         lines.append(f"\n# {field.description}")
-        lines.append(f"{name} = {value}" if isinstance(value, int) else f'{name} = "{value}"')
+        # A boolean, a number or a plain string is the same in TOML as in JSON.
+        lines.append(f"{name} = {json.dumps(value)}")
     return "\n".join(lines) + "\n"

@@ -24,6 +24,7 @@ from aggregator.runs import (
     watch_run,
 )
 from aggregator.superlink import superlink
+from aggregator.utility import UTILITY
 from shared.contract import RunContract
 
 
@@ -35,10 +36,12 @@ def launch_run(
     public: Path | None,
     wait_s: float,
     quiet: bool,
+    publishes: bool = True,
 ) -> dict[str, Any]:
     """Runs or resumes the contract and publishes; gives name, version, digest, url and run folder.
 
-    Progress goes to stderr. Raises ``RunError``, ``EnrolmentError`` or ``SuperLinkError``.
+    Without ``publishes`` the run folder alone. Progress goes to stderr. Raises ``RunError``,
+    ``EnrolmentError``, ``SuperLinkError`` or ``ReleaseError``.
     """
     enrolled = [site.name for site in enrolled_sites(home)]
     unknown = sorted(set(sites) - set(enrolled))
@@ -48,7 +51,7 @@ def launch_run(
     run = prepare_run(home, contract, sites=sites or ([] if planned else enrolled), public=public)
     if not is_finished(run):
         _distil(home, run, wait_s=wait_s, quiet=quiet)
-    return publish(home, run, contract)
+    return publish(home, run, contract) if publishes else {"run": str(run)}
 
 
 def _distil(home: AggregatorHome, run: Path, *, wait_s: float, quiet: bool) -> None:
@@ -68,16 +71,20 @@ def _distil(home: AggregatorHome, run: Path, *, wait_s: float, quiet: bool) -> N
 
 
 def publish(home: AggregatorHome, run: Path, contract: RunContract) -> dict[str, Any]:
-    """Publishes a finished run; the same run again gives the same version."""
+    """Publishes a finished run; the same run again gives the same version.
+
+    What was measured of it is ``utility.json`` in its folder. Raises ``GateError`` where that says
+    that it is worth no more than what needs no hospital.
+    """
     from aggregator.release import publish_run
 
-    utility = run / "utility.json"
+    utility = run / UTILITY
     release = publish_run(
         home=home.root,
         contract=contract,
         pairs=run / "pairs.safetensors",
         result=json.loads((run / "result.json").read_bytes()),
-        utility=json.loads(utility.read_bytes()) if utility.exists() else None,
+        utility=_measured(utility),
     )
     return {
         "name": release.name,
@@ -86,6 +93,18 @@ def publish(home: AggregatorHome, run: Path, contract: RunContract) -> dict[str,
         "url": release.url,
         "run": str(run),
     }
+
+
+def _measured(path: Path) -> dict[str, Any] | None:
+    try:
+        table = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        table = None
+    if not isinstance(table, dict):
+        raise RunError(f"{path} is damaged: measure again, or move it away")
+    return table
 
 
 class Display:

@@ -7,7 +7,7 @@ absent or complete. Publishing the same content again returns the version it alr
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from aggregator.catalog import Catalog, StoredFile, Version
 from aggregator.contact_sheet import contact_sheet
 from aggregator.home import AggregatorHome
 from aggregator.store import BlobStore
+from aggregator.utility import pairs_digest, refuse_unworthy
 from aggregator.worth import Utility
 from shared.contract import RunContract
 from shared.frozen import canonical_json, explain
@@ -78,12 +79,21 @@ def publish_run(
 ) -> Release:
     """Publishes a finished run from its ``pairs.safetensors`` and ``result.json``.
 
-    Raises ``PublishError`` where the run's output is not fit to publish, ``ReleaseError`` where the
-    signing key cannot be read.
+    Raises ``PublishError`` where the run's output is not fit to publish, ``GateError`` where it is
+    worth no more than what needs no hospital, ``ReleaseError`` where the signing key cannot be
+    read.
     """
     place = AggregatorHome(home)
     key = read_private_key(place.release_key)
     lq, hq = read_pairs(pairs, contract=contract)
+    decided = refuse_unworthy(
+        utility,
+        contract_digest=contract.digest(),
+        pairs_sha256=pairs_digest(lq, hq),
+        required=place.settings.require_utility,
+    )
+    if utility is not None and decided is not None:
+        utility = {**utility, "gate": asdict(decided)}
     files = build_files(contract=contract, lq=lq, hq=hq, result=result, utility=utility)
     version = publish(home=home, contract=contract, files=files, key=key)
     address = f"{place.api_url}/api/datasets/{NAMESPACE}/{version.name}"

@@ -5,6 +5,7 @@
 ``events.jsonl``    progress, appended by the ServerApp
 ``lock``            held by the ServerApp; the kernel lets go of it, however its life ends
 ``checkpoint.safetensors``, ``pairs.safetensors``, ``result.json``   of ``aggregator.federation``
+``utility.json``    what the pairs were measured to be worth, if they were; the gate reads it
 """
 
 import fcntl

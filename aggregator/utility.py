@@ -1,237 +1,306 @@
-"""What a release is worth: students of every arm, judged on patients nobody trained on.
+"""What a release is worth: figures made of the utility table, and the gate before publishing.
 
-Arms, each a set of pairs that a fresh student of the contract is trained on:
+A table has a row a training set; ``aggregator.arms`` says what each row is trained on. A row holds
+the mean and spread over runs (judges, times distillations where the row depends on one) of the
+patient means, and the patients' own means, in the holdout's order and without a name.
 
-- ``prior``: what the distilled images stand on. A phantom without texture, or the public start
-images.
-- ``prior_textured``: textured phantoms, six times as many as distilled images. No hospital's data.
-- ``public_direct``: the public images as they are, where the prior is public. No hospital's data.
-- ``distilled``: the released pairs, as published.
-- ``full``: the hospitals' own slices, which only a demo or a simulation can see.
-
-Controls and ``full`` see eight or more noise draws of every slice, the distilled pairs the one that
-was published. ``input`` is the degraded image untouched. Figures are means over patients, then mean
-and standard deviation over judge seeds.
+Everything is in dB of PSNR. Intervals are of the patients: 95% percentile bootstrap (Efron and
+Tibshirani 1993, chapter 13), paired, since every row is judged on the same degraded images. They
+say nothing about another draw of seeds; a row's ``std`` does.
 """
 
-import multiprocessing
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from aggregator.distill.prior import PUBLIC_START_PHANTOMS, build_prior, phantoms
-from shared.contract import RunContract
-from shared.gradients import request_seed
-from shared.processes import die_with_parent
-from shared.training import Score, evaluate, fit_pairs, noisy_pool
+from shared.release.errors import ReleaseError
 
-Images = NDArray[np.float32]
-OnProgress = Callable[[int, int, float | None], None]
-"""Called with (training steps done, in all, seconds left or None)."""
+FloatArray = NDArray[np.float64]
 
-LEAST_DRAWS = 8
-LEAST_PAIRS = 96
-POLL_S = 0.5
-HOSPITAL_ROWS = ("distilled", "full")
+ROWS = (
+    *("input", "prior", "prior_warped", "prior_textured", "public_direct"),
+    *("public_and_textured", "public_anchored", "noise_targets"),
+    *("distilled", "anchor", "real_same_bytes", "full"),
+)
+HOSPITAL_ROWS = ("distilled", "anchor", "real_same_bytes", "full")
+"""Rows that needed a hospital's images; every other one is a null: a set that needed none."""
+UTILITY = "utility.json"
+"""Where a run's folder holds its table."""
+RESAMPLES = 10_000
+BOOTSTRAP_SEED = 2_511_13106
+CONFIDENCE = 0.95
+
+Interval = list[float | None]
+"""Lower and upper end; an end is None where the resamples do not bound it."""
+
+
+class GateError(ReleaseError):
+    """A set that may not be published: it was not worth more than what needs no hospital."""
+
+    exit_code = 4
+    code = "gate"
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One training set: LQ (M, 1, S, S), and HQ of as many or, repeated draw by draw, fewer."""
+class Gate:
+    """Whether a set may be published, why, and the figures that decided."""
 
-    name: str
-    lq: Tensor
-    hq: Tensor
+    passed: bool
+    reason: str
+    figures: dict[str, Any]
 
 
-def utility_rows(
-    *,
-    contract: RunContract,
-    pairs: Path,
-    train: Sequence[Images],
-    holdout: Sequence[Images],
-    public: Sequence[Images] | None,
-    steps: int,
-    seeds: int,
-    workers: int,
-    on_progress: OnProgress,
-) -> dict[str, Any]:
-    """Trains and judges every arm.
+def row(psnr_db: ArrayLike, ssim: ArrayLike, **more: Any) -> dict[str, Any]:
+    """A table row of (runs, patients) figures; ``more`` is added as it is.
 
-    Args:
-        pairs: safetensors file with ``lq`` and ``hq``.
-        train: the hospitals' patients, (n, 1, S, S) in window units each, for ``full``.
-        holdout: patients that took no part.
-        public: public patients, where the contract's prior is public.
-        steps: training steps of every student.
-        seeds: students an arm.
-        workers: processes, one thread each.
-
-    Returns ``rows`` and the figures made of them; ``share_recovered`` is None where hospital data
-    was worth nothing over the best control.
+    ``mean``, ``std`` (of a sample) and ``n`` are over the runs' patient means.
     """
-    arms = _arms(contract, pairs=pairs, train=train, public=public)
-    scores = _judge(
-        contract, arms, holdout, steps=steps, seeds=seeds, workers=workers, on_progress=on_progress
-    )
-    rows = {name: _row(of_seeds) for name, of_seeds in scores.items()}
-    return {"rows": rows, **figures({name: row["psnr"]["mean"] for name, row in rows.items()})}
+    made: dict[str, Any] = {}
+    for name, values in (("psnr", psnr_db), ("ssim", ssim)):
+        runs = np.asarray(values, dtype=np.float64).mean(axis=1)
+        spread = float(runs.std(ddof=1)) if len(runs) > 1 else 0.0
+        made[name] = {"mean": float(runs.mean()), "std": spread, "n": len(runs)}
+    patients = [float(value) for value in np.asarray(psnr_db, dtype=np.float64).mean(axis=0)]
+    return {**made, "patients": patients, **more}
 
 
-def figures(psnr_db: dict[str, float]) -> dict[str, Any]:
-    """``best_null``, ``gap_closed`` and their like, from each row's mean PSNR in dB."""
-    nulls = {n: v for n, v in psnr_db.items() if n not in (*HOSPITAL_ROWS, "input")}
-    best = max(nulls, key=lambda name: nulls[name])
-    distilled, full, prior = psnr_db["distilled"], psnr_db["full"], psnr_db["prior"]
-    worth = full - nulls[best]
+def figures(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What follows from the rows; a figure is None where a row it needs is absent.
+
+    ``worth_of_hospital_data`` is ``full`` minus the best null, ``share_recovered`` the part of it
+    that the distilled set brought, None where it is not positive. ``gap_closed`` is the same with
+    the prior in place of the best null.
+    """
+    psnr = {name: float(one["psnr"]["mean"]) for name, one in rows.items()}
+    best = best_null(rows)
+
+    def over(above: str, below: str | None) -> float | None:
+        if below is None or above not in psnr or below not in psnr:
+            return None
+        return psnr[above] - psnr[below]
+
+    gain, worth = over("distilled", best), over("full", best)
     return {
         "best_null": best,
-        "gain_over_best_null": distilled - nulls[best],
         "worth_of_hospital_data": worth,
-        "gap_closed": (distilled - prior) / (full - prior) if full > prior else None,
-        "share_recovered": (distilled - nulls[best]) / worth if worth > 0 else None,
+        "worth_interval": _difference_interval(rows, "full", best),
+        "gain_over_best_null": gain,
+        "gain_interval": _difference_interval(rows, "distilled", best),
+        "share_recovered": _share(gain, worth),
+        "share_recovered_interval": _share_interval(rows, best),
+        "gap_closed": _share(over("distilled", "prior"), over("full", "prior")),
+        "distance_to_full": over("full", "distilled"),
+        "distance_to_full_interval": _difference_interval(rows, "full", "distilled"),
+        "above_real_same_bytes": over("distilled", "real_same_bytes"),
+        "above_real_same_bytes_interval": _difference_interval(
+            rows, "distilled", "real_same_bytes"
+        ),
     }
 
 
-def _arms(
-    contract: RunContract,
+def best_null(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The row of the highest mean PSNR among those that used no hospital data."""
+    nulls = [name for name in rows if name not in HOSPITAL_ROWS]
+    return max(nulls, key=lambda name: float(rows[name]["psnr"]["mean"]), default=None)
+
+
+def resampled_means(values: Mapping[str, Sequence[float]]) -> dict[str, FloatArray]:
+    """Means (RESAMPLES,) of each row over the same resampled patients: paired.
+
+    Always the same resamples for the same number of patients. Raises ``ValueError`` where rows have
+    different numbers of patients, or none.
+    """
+    counts = {len(of_row) for of_row in values.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"rows must have the same patients, they have {sorted(counts)}")
+    (patients,) = counts
+    drawn = _times_drawn(patients)
+    return {
+        name: drawn @ np.asarray(of_row, dtype=np.float64) / patients
+        for name, of_row in values.items()
+    }
+
+
+@lru_cache(maxsize=2)
+def _times_drawn(patients: int) -> FloatArray:
+    """How often each resample holds each patient: (RESAMPLES, patients)."""
+    random = np.random.default_rng(BOOTSTRAP_SEED)
+    shares = np.full(patients, 1 / patients)
+    return random.multinomial(patients, shares, size=RESAMPLES).astype(np.float64)
+
+
+def percentile_interval(statistic: FloatArray) -> Interval:
+    """The central 95% of a resampled statistic; ends that are infinite become None."""
+    tail = (1 - CONFIDENCE) / 2
+    # Of the values themselves: interpolation between infinities is none.
+    ends = np.quantile(statistic, [tail, 1 - tail], method="nearest")
+    return [float(end) if math.isfinite(end) else None for end in ends]
+
+
+def gate(table: Mapping[str, Any]) -> Gate:
+    """Whether the distilled set does at least as well as its prior and as the best null.
+
+    The decision rests on the rows alone, whatever else the table claims. Never raises: a table that
+    cannot be judged does not pass.
+    """
+    try:
+        rows = table["rows"]
+        psnr = {name: float(one["psnr"]["mean"]) for name, one in rows.items()}
+        missing = [name for name in ("prior", "distilled") if name not in psnr]
+        made = {} if missing else figures(rows)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return Gate(False, "the utility table is damaged: measure again", {})
+    if missing:
+        return Gate(False, f"the utility table lacks the row {' and '.join(missing)}", {})
+    if not all(math.isfinite(value) for value in psnr.values()):
+        return Gate(False, "the utility table holds figures that are not finite", {})
+    best = made["best_null"]
+    told = {
+        "distilled": psnr["distilled"],
+        "prior": psnr["prior"],
+        "best_null": best,
+        "best_null_psnr": psnr[best],
+        "gain_over_prior": psnr["distilled"] - psnr["prior"],
+        "gain_over_best_null": made["gain_over_best_null"],
+        "gain_interval": made["gain_interval"],
+    }
+    for name in dict.fromkeys(("prior", best)):
+        if psnr["distilled"] < psnr[name]:
+            return Gate(
+                False,
+                f"the distilled set trains to {psnr['distilled']:.2f} dB, "
+                f"{name} without any hospital's data to {psnr[name]:.2f} dB",
+                told,
+            )
+    return Gate(True, _passed(told), told)
+
+
+def refuse_unworthy(
+    utility: Mapping[str, Any] | None,
     *,
-    pairs: Path,
-    train: Sequence[Images],
-    public: Sequence[Images] | None,
-) -> list[Arm]:
-    task = contract.task
+    contract_digest: str,
+    pairs_sha256: str,
+    required: bool,
+) -> Gate | None:
+    """The gate's word on pairs about to be published; None where nothing was measured.
 
-    def noisy(name: str, hq: Tensor) -> Arm:
-        draws = max(LEAST_DRAWS, LEAST_PAIRS // hq.shape[0])
-        seed = request_seed("utility", name)
-        return Arm(name, noisy_pool(task, hq, draws=draws, seed=seed), hq)
-
-    shown = None if public is None else torch.from_numpy(np.concatenate(list(public)))
-    if contract.prior.kind == "phantom":
-        start = phantoms(task, count=contract.images, textured=False)
-    else:
-        start = build_prior(contract, public=shown).start
-    textured = phantoms(task, count=PUBLIC_START_PHANTOMS, textured=True)
-    arms = [noisy("prior", start), noisy("prior_textured", textured)]
-    if contract.prior.kind != "phantom" and shown is not None:
-        arms.append(noisy("public_direct", shown))
-    released = load_file(pairs)
-    arms.append(Arm("distilled", released["lq"], released["hq"]))
-    if train:
-        arms.append(noisy("full", torch.from_numpy(np.concatenate(list(train)))))
-    return arms
-
-
-_work: dict[str, Any] = {}
-"""What a judging process was started with: set once by its initialiser."""
-
-
-def _judge(
-    contract: RunContract,
-    arms: Sequence[Arm],
-    holdout: Sequence[Images],
-    *,
-    steps: int,
-    seeds: int,
-    workers: int,
-    on_progress: OnProgress,
-) -> dict[str, list[Score]]:
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    start, total = time.monotonic(), steps * seeds * len(arms)
-    jobs: dict[tuple[str, int], Future[Score]] = {}
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        initializer=_start_judge,
-        initargs=(contract, list(arms), list(holdout), counter),
-    ) as pool:
-        try:
-            untouched = pool.submit(_score_input)
-            for seed in range(seeds):
-                for number, arm in enumerate(arms):
-                    jobs[arm.name, seed] = pool.submit(_score_arm, number, steps, seed)
-            pending = {untouched, *jobs.values()}
-            while pending:
-                _, pending = wait(pending, timeout=POLL_S)
-                done = min(counter.value, total)
-                spent = time.monotonic() - start
-                on_progress(done, total, spent * (total - done) / done if done else None)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-        scores = {"input": [untouched.result()]}
-        scores |= {arm.name: [jobs[arm.name, s].result() for s in range(seeds)] for arm in arms}
-    return scores
+    Raises ``GateError`` where they do worse than their prior or the best null, where the table is
+    of another contract or of other pairs, and where there is none though it is ``required``.
+    """
+    if utility is None:
+        if required:
+            raise GateError(
+                "utility.json",
+                "is absent, and aggregator.toml says require_utility = true",
+                "measure the run and put the table into the run's folder",
+            )
+        return None
+    if utility.get("contract_digest", contract_digest) != contract_digest:
+        raise GateError("utility.json", "is of another contract: measure this run")
+    if pairs_sha256 not in utility.get("pairs_sha256", [pairs_sha256]):
+        raise GateError("utility.json", "is of other pairs: measure this run")
+    decided = gate(utility)
+    if not decided.passed:
+        raise GateError(
+            "utility.json",
+            f"not published: {decided.reason}",
+            "change the contract; what needs no hospital would serve its users better",
+        )
+    return decided
 
 
-def _start_judge(
-    contract: RunContract, arms: list[Arm], holdout: list[Images], counter: "Synchronized[int]"
-) -> None:
-    die_with_parent()
-    torch.set_num_threads(1)
-    patients = [torch.from_numpy(slices) for slices in holdout]
-    _work.update(contract=contract, arms=arms, patients=patients, counter=counter)
+def pairs_digest(lq: NDArray[np.float32], hq: NDArray[np.float32]) -> str:
+    """SHA-256 (hex) of a set's values: which pairs a table was measured on."""
+    content = hashlib.sha256()
+    for images in (lq, hq):
+        content.update(np.ascontiguousarray(images, "<f4").tobytes())
+    return content.hexdigest()
 
 
-def _score_input() -> Score:
-    contract: RunContract = _work["contract"]
-    return _score(contract, None)
-
-
-def _score_arm(number: int, steps: int, seed: int) -> Score:
-    contract: RunContract = _work["contract"]
-    arm: Arm = _work["arms"][number]
-    counter: Synchronized[int] = _work["counter"]
-
-    def count(done: int, total: int) -> None:
-        if done % 20 == 0 or done == total:
-            with counter.get_lock():
-                counter.value += done % 20 or 20
-
-    weights = fit_pairs(
-        lq=arm.lq,
-        hq=arm.hq,
-        network=contract.student,
-        steps=steps,
-        seed=request_seed("judge", seed),
-        device=torch.device("cpu"),
-        on_step=count,
+def _passed(told: Mapping[str, Any]) -> str:
+    text = (
+        f"{told['gain_over_best_null']:+.2f} dB over {told['best_null']}, "
+        f"{told['gain_over_prior']:+.2f} dB over prior"
     )
-    return _score(contract, weights)
+    interval = told["gain_interval"]
+    if interval is None:
+        return text
+    low, high = interval
+    unsure = "; the patients do not tell it from none" if low is None or low <= 0 else ""
+    return f"{text} (95% of patients' resamples: {_end(low)} to {_end(high)}){unsure}"
 
 
-def _score(contract: RunContract, weights: Tensor | None) -> Score:
-    return evaluate(
-        weights=weights,
-        network=contract.student,
-        patients=_work["patients"],
-        task=contract.task,
-        seed=request_seed("judge-noise"),
-        device=torch.device("cpu"),
-    )
-
-
-def _row(scores: Sequence[Score]) -> dict[str, dict[str, float | int]]:
-    """Mean and spread over judge seeds of the patient means."""
-    row: dict[str, dict[str, float | int]] = {}
-    for name, of_seeds in (
-        ("psnr", [np.mean(score.psnr_db) for score in scores]),
-        ("ssim", [np.mean(score.ssim) for score in scores]),
+def table_text(table: Mapping[str, Any]) -> str:
+    """The utility table for people: a line a row, then what follows from it."""
+    lines = [f"{'trained on':<20} {'PSNR, dB':>15} {'SSIM':>17}  runs"]
+    for name, one in table["rows"].items():
+        psnr, ssim = one["psnr"], one["ssim"]
+        variant = f"  {one['variant']}" if one.get("variant") else ""
+        lines.append(
+            f"{name:<20} {psnr['mean']:>7.2f} ± {psnr['std']:<5.2f} "
+            f"{ssim['mean']:>8.4f} ± {ssim['std']:<6.4f} {psnr['n']:>4}{variant}"
+        )
+    lines.append(f"{'best_null':<24} {table['best_null']}")
+    for name, interval, form in (
+        ("gain_over_best_null", "gain_interval", "+.2f"),
+        ("worth_of_hospital_data", "worth_interval", "+.2f"),
+        ("share_recovered", "share_recovered_interval", ".0%"),
+        ("gap_closed", None, ".0%"),
+        ("distance_to_full", "distance_to_full_interval", "+.2f"),
+        ("above_real_same_bytes", "above_real_same_bytes_interval", "+.2f"),
     ):
-        spread = float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else 0.0
-        row[name] = {"mean": float(np.mean(of_seeds)), "std": spread, "n": len(of_seeds)}
-    return row
+        value = table.get(name)
+        text = "–" if value is None else format(value, form)
+        unit = "" if value is None or form.endswith("%") else " dB"
+        ends = table.get(interval) if interval and value is not None else None
+        between = f"  [{_end(ends[0], form)}, {_end(ends[1], form)}]" if ends else ""
+        lines.append(f"{name:<24} {text}{unit}{between}")
+    for name in ("releases", "requests", "bytes_published", "bytes_raw"):
+        if table.get(name) is not None:
+            lines.append(f"{name:<24} {table[name]:,}")
+    return "\n".join(lines)
+
+
+def _end(value: float | None, form: str = "+.2f") -> str:
+    return "unbounded" if value is None else format(value, form)
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole is not None and whole > 0 else None
+
+
+def _of_patients(
+    rows: Mapping[str, Mapping[str, Any]], names: Sequence[str | None]
+) -> dict[str, FloatArray] | None:
+    """Resampled means of the named rows; None where one is absent or has no patients' figures."""
+    if any(name is None or not rows.get(name, {}).get("patients") for name in names):
+        return None
+    return resampled_means({name: rows[name]["patients"] for name in names if name is not None})
+
+
+def _difference_interval(
+    rows: Mapping[str, Mapping[str, Any]], above: str, below: str | None
+) -> Interval | None:
+    means = _of_patients(rows, (above, below))
+    if means is None or below is None:
+        return None
+    return percentile_interval(means[above] - means[below])
+
+
+def _share_interval(rows: Mapping[str, Mapping[str, Any]], best: str | None) -> Interval | None:
+    """The ratio in every resample; one where full data is worth nothing counts as unbounded."""
+    means = _of_patients(rows, ("distilled", "full", best))
+    if means is None or best is None:
+        return None
+    if float(rows["full"]["psnr"]["mean"]) <= float(rows[best]["psnr"]["mean"]):
+        return None
+    gain, worth = means["distilled"] - means[best], means["full"] - means[best]
+    unbounded = np.copysign(np.inf, gain)
+    share = np.divide(gain, worth, out=unbounded, where=worth > 0)
+    return percentile_interval(share)

@@ -1,34 +1,47 @@
-"""What the release is worth: trains on it and on what it is compared with, on patients kept back.
+"""What the pairs are worth: trains on them and on what they are compared with, before publishing.
 
 A program of its own (``python -m deploy.demo.evaluation``), so that the demo itself stays small.
+Leaves the table in the run's folder, where the gate before publishing reads it.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from aggregator.utility import utility_rows
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from aggregator.arms import Distillation
+from aggregator.distill.prior import build_prior
+from aggregator.judges import Judge, utility_rows
+from aggregator.utility import UTILITY
 from deploy.demo.narration import clock
 from shared.contract import RunContract
+from shared.durable import write_durably
 from site_agent.intake import evaluation_images
+
+ROWS = (
+    *("input", "prior", "prior_textured", "public_direct", "public_and_textured"),
+    *("distilled", "full"),
+)
+"""What a few minutes are enough for; `aggregator simulate` judges every control."""
 
 
 def main() -> None:
-    """Reads the folders, prints progress a line at a time, writes the figures as JSON."""
+    """Reads the folders, prints progress a line at a time, writes the table into the run."""
     parser = argparse.ArgumentParser(prog="deploy.demo.evaluation", description=__doc__)
-    parser.add_argument("release", type=Path, help="folder of the downloaded release")
-    parser.add_argument("contract", type=Path, help="contract.json of the run")
+    parser.add_argument("run", type=Path, help="folder of the finished run")
     parser.add_argument("--train", type=Path, required=True, help="the hospitals' images")
     parser.add_argument("--holdout", type=Path, required=True, help="patients kept back")
     parser.add_argument("--public", type=Path, help="public volumes, where the prior is public")
     parser.add_argument("--steps", type=int, required=True, help="training steps of each network")
     parser.add_argument("--seeds", type=int, required=True, help="trainings of each row")
     parser.add_argument("--workers", type=int, required=True, help="processes to train in")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     given = parser.parse_args()
-    contract = RunContract.model_validate_json(given.contract.read_bytes())
+    contract = RunContract.model_validate_json((given.run / "contract.json").read_bytes())
     task = contract.task
-    images = [
+    train, holdout, public = (
         folder
         and evaluation_images(
             folder,
@@ -38,19 +51,34 @@ def main() -> None:
             modality=task.modality,
         )
         for folder in (given.train, given.holdout, given.public)
-    ]
-    figures = utility_rows(
+    )
+    shown = torch.from_numpy(np.concatenate(public)) if public else None
+    pairs = load_file(given.run / "pairs.safetensors")
+    table = utility_rows(
         contract=contract,
-        pairs=given.release / "pairs.safetensors",
-        train=images[0],
-        holdout=images[1],
-        public=images[2],
-        steps=given.steps,
-        seeds=given.seeds,
-        workers=given.workers,
+        distillations=[Distillation(contract, pairs["lq"], pairs["hq"])],
+        prior=build_prior(contract, public=shown),
+        train=train,
+        holdout=holdout,
+        public=public,
+        judge=Judge(
+            task=task,
+            network=contract.student,
+            steps=given.steps,
+            seeds=given.seeds,
+            workers=given.workers,
+        ),
+        cache=given.run / "judged",
+        rows=ROWS,
+        every_variant=False,
         on_progress=_tell,
     )
-    given.out.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    table["contract_digest"] = contract.digest()
+    table["evaluation"] = (
+        f"{len(holdout)} patients who took no part; networks trained for {given.steps} steps, "
+        "which is short of convergence; one distillation; some controls only."
+    )
+    write_durably(given.run / UTILITY, json.dumps(table, indent=2).encode())
 
 
 def _tell(done: int, total: int, eta_s: float | None) -> None:

@@ -172,16 +172,25 @@ def start(federation: Federation, sites: Sequence[str], *, on_ready: Callable[[s
         on_ready(f"{name} is connected")
 
 
-def launch(
+def distil(
     federation: Federation, contract: Path, public: Path | None, *, on_line: Callable[[str], None]
-) -> dict[str, Any]:
-    """Distils with the sites and publishes; gives the release's name, version, digest and url."""
+) -> Path:
+    """Distils with the sites; gives the run's folder. Nothing is published yet."""
     command = ["aggregator", "launch", str(contract), "--home", str(federation.aggregator)]
-    if public is not None:
-        command += ["--public", str(public)]
+    command += ["--no-publish", *(["--public", str(public)] if public is not None else [])]
     federation.run({"launch": command}, on_line=on_line)
-    # The same launch again finds the release that is there, and tells of it in JSON.
-    return federation.ask(command, name="launched")
+    # The same launch again finds the run finished, and tells of it in JSON.
+    return Path(federation.ask(command, name="launched")["run"])
+
+
+def publish(federation: Federation, contract: Path, public: Path | None) -> dict[str, Any]:
+    """Publishes the finished run; gives the release's name, version, digest and url.
+
+    Raises ``DemoError`` where the gate refuses it.
+    """
+    command = ["aggregator", "launch", str(contract), "--home", str(federation.aggregator)]
+    command += ["--public", str(public)] if public is not None else []
+    return federation.ask(command, name="publish")
 
 
 def fetch(federation: Federation, release: Mapping[str, Any], *, url: str) -> Path:

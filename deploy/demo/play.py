@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from aggregator.utility import UTILITY, gate
 from deploy.demo import federation as commands
 from deploy.demo.cohorts import HOSPITALS, Cohorts, CohortsError, arrange
 from deploy.demo.federation import DemoError, Federation
@@ -36,9 +37,10 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.demo",
-        description="Distils a training set out of three hospitals, publishes it, downloads it, "
-        "verifies it and shows what it is worth: every real part, on this machine, with simulated "
-        "patients unless --data names others. Ends with report.json in the folder.",
+        description="Distils a training set out of three hospitals, shows what it is worth, "
+        "publishes it if it is worth something, downloads and verifies it: every real part, on "
+        "this machine, with simulated patients unless --data names others. Ends with report.json "
+        "in the folder.",
     )
     parser.add_argument(
         "--data",
@@ -103,21 +105,21 @@ def play(given: argparse.Namespace, federation: Federation, console: Console) ->
             ):
                 commands.start(federation, list(cohorts.sites), on_ready=narrator.step)
             with narrator.phase("distillation", "distilling"):
-                release = commands.launch(
-                    federation, contract, cohorts.public, on_line=narrator.step
-                )
-            narrator.say(
-                f"      published {release['name']} v{release['version']}: {release['url']}"
-            )
-            with narrator.phase("download", "downloading the release over HTTP, verifying it"):
-                fetched = commands.fetch(federation, release, url=url)
+                run = commands.distil(federation, contract, cohorts.public, on_line=narrator.step)
                 federation.stop(cohorts.sites)  # the hospitals are done: room for what follows
             with narrator.phase("utility", "training on it, and on what it is compared with"):
-                figures = evaluate(given, federation, release, fetched, cohorts, narrator)
+                figures = evaluate(given, federation, run, cohorts, narrator)
+            decided = gate(figures)
+            narrator.say(f"      gate: {decided.reason}")
+            release, fetched = None, None
+            if decided.passed:
+                with narrator.phase("publication", "publishing; download over HTTP, verified"):
+                    release = commands.publish(federation, contract, cohorts.public)
+                    fetched = commands.fetch(federation, release, url=url)
         seconds = {**narrator.seconds, "total": round(time.monotonic() - began, 2)}
         report = build_report(
             figures=figures,
-            result=json.loads((Path(release["run"]) / "result.json").read_bytes()),
+            result=json.loads((run / "result.json").read_bytes()),
             release=release,
             seconds=seconds,
             peak_mib=watch.peak_mib,
@@ -126,8 +128,11 @@ def play(given: argparse.Namespace, federation: Federation, console: Console) ->
         write_report(folder / "report.json", report)
         console.print()
         print_report(console, report, patients=describe(given, cohorts))
+        if release is None:
+            narrator.say(f"report  {folder / 'report.json'}, after {clock(seconds['total'])}")
+            raise DemoError(f"nothing was published: {decided.reason}")
         narrator.say(
-            f"release {release['url']}\n"
+            f"release {release['name']} v{release['version']}: {release['url']}\n"
             f"        verified copy in {fetched}, digest {release['digest'][:16]}\n"
             f"report  {folder / 'report.json'}, after {clock(seconds['total'])}"
         )
@@ -174,24 +179,21 @@ def write_contract(source: Path, folder: Path, *, public: bool) -> Path:
 def evaluate(
     given: argparse.Namespace,
     federation: Federation,
-    release: dict[str, Any],
-    fetched: Path,
+    run: Path,
     cohorts: Cohorts,
     narrator: Narrator,
 ) -> dict[str, Any]:
-    """The utility figures, from a program of its own."""
-    out = federation.folder / "utility.json"
+    """The utility table of the run, from a program of its own, which leaves it in the folder."""
     command = [
-        *("python", "-m", "deploy.demo.evaluation", str(fetched)),
-        str(Path(release["run"]) / "contract.json"),
+        *("python", "-m", "deploy.demo.evaluation", str(run)),
         *("--train", str(cohorts.training), "--holdout", str(cohorts.evaluation)),
         *("--steps", str(given.steps), "--seeds", str(given.seeds)),
-        *("--workers", str(min(2, commands.cores())), "--out", str(out)),
+        *("--workers", str(min(2, commands.cores()))),
     ]
     if cohorts.public is not None:
         command += ["--public", str(cohorts.public)]
     federation.run({"utility": command}, on_line=narrator.step)
-    figures: dict[str, Any] = json.loads(out.read_bytes())
+    figures: dict[str, Any] = json.loads((run / UTILITY).read_bytes())
     return figures
 
 

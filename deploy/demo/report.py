@@ -13,26 +13,36 @@ ROWS = {
     "prior": "the prior as it is",
     "prior_textured": "textured phantoms",
     "public_direct": "the public volumes as they are",
+    "public_and_textured": "the public volumes and textured phantoms",
     "distilled": "distilled: the release",
     "full": "all of the hospitals' images",
 }
 """Row of the figures, and what a network of it was trained on."""
-FIGURES = ("gap_closed", "gain_over_best_null", "share_recovered")
+FIGURES = (
+    *("best_null", "gap_closed", "gain_over_best_null", "gain_interval"),
+    *("share_recovered", "share_recovered_interval", "worth_of_hospital_data"),
+)
 
 
 def build_report(
     *,
     figures: Mapping[str, Any],
     result: Mapping[str, Any],
-    release: Mapping[str, Any],
+    release: Mapping[str, Any] | None,
     seconds: Mapping[str, float],
     peak_mib: Mapping[str, float],
     simulated: bool,
 ) -> dict[str, Any]:
-    """What ``report.json`` holds. ``result`` is the run's ``result.json``."""
+    """What ``report.json`` holds. ``result`` is the run's ``result.json``.
+
+    ``release`` is None where the gate refused it.
+    """
     return {
         "simulated": simulated,
-        "rows": figures["rows"],
+        "rows": {
+            name: {part: row[part] for part in ("psnr", "ssim")}
+            for name, row in figures["rows"].items()
+        },
         **{name: figures.get(name) for name in FIGURES},
         "rounds": result["rounds"],
         "sites": result["sites"],
@@ -41,8 +51,9 @@ def build_report(
             **{f"run.{phase}": value for phase, value in result["seconds"].items()},
         },
         "peak_rss_mib": dict(sorted(peak_mib.items())),
-        "release": {name: release[name] for name in ("name", "version", "digest", "url")},
-        "verified": True,
+        "release": release
+        and {name: release[name] for name in ("name", "version", "digest", "url")},
+        "verified": release is not None,
     }
 
 

@@ -56,12 +56,21 @@ def test_the_report_has_the_promised_keys(tmp_path: Path) -> None:
     read = json.loads((tmp_path / "report.json").read_text())
     assert list(tmp_path.iterdir()) == [tmp_path / "report.json"]
     assert set(read) == {
-        *("simulated", "rows", "gap_closed", "gain_over_best_null", "share_recovered", "rounds"),
+        *("simulated", "rows", "best_null", "gap_closed", "gain_over_best_null", "gain_interval"),
+        *("worth_of_hospital_data", "share_recovered", "share_recovered_interval", "rounds"),
         *("sites", "seconds", "peak_rss_mib", "release", "verified"),
     }
     assert set(read["release"]) == {"name", "version", "digest", "url"}
     assert read["seconds"] == {"images": 1.0, "total": 99.0, "run.anchor": 12.0}
     assert read["rows"]["distilled"]["psnr"] == {"mean": 31.5, "std": 0.05, "n": 3}
+
+
+def test_where_the_gate_refused_the_report_names_no_release() -> None:
+    refused = build_report(
+        figures=FIGURES, result=RESULT, release=None, seconds={}, peak_mib={}, simulated=True
+    )
+    assert refused["release"] is None
+    assert refused["verified"] is False
 
 
 def test_the_table_shows_the_rows_that_are_there() -> None:

@@ -1,0 +1,201 @@
+"""Simulated hospitals: folders of images as sites in this process, some patients kept apart.
+
+Each is indexed into a cohort and asked through the same worker function as in a deployment. The
+splits are by patient: those kept apart are in no cohort.
+"""
+
+import hashlib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator.federation import Exchange
+from shared.contract import RunContract
+from shared.readers import ReaderError
+from shared.tasks.settings import Modality, Task
+from site_agent.cohort import Cohort, build_cohort, open_cohort
+from site_agent.intake import read_folder
+from site_agent.intake.reasons import IntakeReport
+from site_agent.intake.slices import PatientSlices
+from site_agent.intake.windowing import windowed
+from site_agent.outbox import Outbox
+from site_agent.policy import Policy
+from site_agent.settings import SiteSettings
+from site_agent.worker import answer
+
+Split = Literal["choosing", "reporting"]
+
+SPLIT_BY = 3
+"""One patient in so many is kept apart."""
+HELD_OUT: dict[Split, int] = {"choosing": 0, "reporting": 1}
+"""Which ones: those whose place among their hospital's pseudonyms leaves this remainder."""
+SLICES_PER_PATIENT = 8
+PSEUDONYM_KEY = hashlib.sha256(b"fedstill simulation").digest()
+"""Known to all, so that everybody's split is the same."""
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A simulated site: its name, its home with the cohort, and the folders it was made of."""
+
+    name: str
+    home: Path
+    folders: tuple[str, ...]
+
+    @property
+    def cohort(self) -> Cohort:
+        """Its indexed training slices."""
+        return open_cohort(self.home / "cohort")
+
+    def training_images(self, task: Task) -> list[NDArray[np.float32]]:
+        """Its training patients in window units, (n, 1, S, S) each."""
+        low, high = task.window
+        return self.cohort.images(size_px=task.size_px, low=low, high=high)
+
+
+def open_hospitals(
+    data: Path,
+    *,
+    contract: RunContract,
+    homes: Path,
+    split: Split | None,
+    sequence: str | None,
+) -> tuple[list[Hospital], list[NDArray[np.float32]]]:
+    """Indexes every folder hospital-* of ``data``; gives the sites and the patients kept apart.
+
+    With ``split`` None nobody is. Hospitals with fewer training patients than the contract wants
+    behind a summary are pooled with the ones after them.
+
+    Raises ``ReaderError``, ``IntakeError`` or ``CohortError`` where there is too little.
+    """
+    folders = sorted(entry for entry in data.iterdir() if entry.is_dir()) if data.is_dir() else []
+    folders = [entry for entry in folders if entry.name.startswith("hospital")]
+    if not folders:
+        raise ReaderError(data, "holds no folder named hospital-*, one for each site")
+    task, trained, apart = contract.task, {}, []
+    for folder in folders:
+        patients = list(
+            read_folder(
+                folder,
+                pseudonym_key=PSEUDONYM_KEY,
+                slices_per_patient=SLICES_PER_PATIENT,
+                report=IntakeReport(),
+                modality=task.modality,
+                sequence=sequence,
+            )
+        )
+        kept, held = split_patients(patients, split)
+        trained[folder.name] = kept
+        apart += [_windowed(patient, task) for patient in held]
+    pools = pooled(
+        {name: len(patients) for name, patients in trained.items()}, least=contract.min_patients
+    )
+    if not pools:
+        there = ", ".join(f"{name} {len(patients)}" for name, patients in trained.items())
+        raise ReaderError(
+            data,
+            f"has fewer training patients than the contract's min_patients "
+            f"{contract.min_patients} ({there})",
+            "lower min_patients (2 or more), or give another --sequence or --holdout",
+        )
+    hospitals = []
+    for names in pools:
+        name = names[0].lower()
+        together = sorted(
+            (patient for folder in names for patient in trained[folder]),
+            key=lambda patient: patient.pseudonym,
+        )
+        build_cohort(homes / name / "cohort", together, modality=task.modality)
+        hospitals.append(Hospital(name, homes / name, names))
+    return hospitals, apart
+
+
+def split_patients(
+    patients: Sequence[PatientSlices], split: Split | None
+) -> tuple[list[PatientSlices], list[PatientSlices]]:
+    """(trained on, kept apart) of a hospital's patients, by the order of their pseudonyms.
+
+    The patients kept apart in the two splits are never the same.
+    """
+    if split is None:
+        return list(patients), []
+    ordered = sorted(patients, key=lambda patient: patient.pseudonym)
+    held = [place % SPLIT_BY == HELD_OUT[split] for place in range(len(ordered))]
+    return (
+        [patient for patient, out in zip(ordered, held, strict=True) if not out],
+        [patient for patient, out in zip(ordered, held, strict=True) if out],
+    )
+
+
+def pooled(patients: Mapping[str, int], *, least: int) -> list[tuple[str, ...]]:
+    """Folders in their order, joined until each pool has ``least`` patients; none if all have less.
+
+    What is left over joins the last pool.
+    """
+    pools: list[tuple[str, ...]] = []
+    open_pool: tuple[str, ...] = ()
+    for name, count in patients.items():
+        if not count:
+            continue
+        open_pool = (*open_pool, name)
+        if sum(patients[one] for one in open_pool) >= least:
+            pools.append(open_pool)
+            open_pool = ()
+    if open_pool and pools:
+        pools[-1] = (*pools[-1], *open_pool)
+    return pools
+
+
+def in_process(hospitals: Sequence[Hospital], *, modality: Modality, outboxes: Path) -> Exchange:
+    """An exchange that asks each hospital's worker function in turn; ``outboxes`` is the run's."""
+    opened = [
+        (_settings(one, modality), one.cohort, Outbox(outboxes / one.name)) for one in hospitals
+    ]
+
+    def exchange(payload: bytes, round: int) -> Mapping[str, bytes]:
+        return {
+            settings.name: answer(payload, settings=settings, cohort=cohort, outbox=outbox)
+            for settings, cohort, outbox in opened
+        }
+
+    return exchange
+
+
+def _settings(hospital: Hospital, modality: Modality) -> SiteSettings:
+    """A site that allows whatever a contract can ask: here nobody has to be protected from it."""
+    return SiteSettings(
+        home=hospital.home,
+        name=hospital.name,
+        aggregator="localhost:1",
+        images=hospital.home,
+        modality=modality,
+        policy=Policy(
+            min_patients=2,
+            max_local_steps=5_000,
+            max_probes=4_096,
+            max_parameters=100_000_000,
+            tasks=_all_of("tasks"),
+            granularities=_all_of("granularities"),
+        ),
+    )
+
+
+def _all_of(field: str) -> typing.Any:
+    """Every value a policy's tuple of literals may hold."""
+    (literal, *_) = typing.get_args(Policy.model_fields[field].annotation)
+    return typing.get_args(literal)
+
+
+def _windowed(patient: PatientSlices, task: Task) -> NDArray[np.float32]:
+    low, high = task.window
+    return windowed(
+        [(one.pixels, one.spacing_mm) for one in patient.slices],
+        size_px=task.size_px,
+        low=low,
+        high=high,
+    )
