@@ -11,6 +11,16 @@ from aggregator.home import AggregatorSettings
 from shared.contract import RunContract
 from shared.messages import RefusalCode
 from shared.release.errors import KINDS
+from shared.tasks.settings import (
+    CtDenoise,
+    CtKernel,
+    CtSr,
+    MrDenoise,
+    MrSr,
+    MrUndersampled,
+    MultiTask,
+)
+from site_agent.intake.reasons import SkipReason
 from site_agent.settings import SiteSettings
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +45,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("program", "commands"),
     [
-        ("site-agent", ["init", "index", "worker", "connect", "up", "status"]),
+        ("site-agent", ["init", "index", "worker", "connect", "up", "status", "kernel-fit"]),
         ("aggregator", ["init", "up", "site add", "launch", "simulate"]),
         ("distilled", ["get", "verify", "info", "train"]),
     ],
@@ -76,6 +86,14 @@ def test_every_setting_is_documented(page: str, names: list[str]) -> None:
     assert not missing, f"{page} does not explain {missing}"
 
 
+def test_every_task_and_its_parameters_are_documented() -> None:
+    section = PAGES["docs/method.md"].split("## Tasks\n")[1].split("\n## ")[0]
+    for kind in (CtDenoise, CtSr, CtKernel, MrDenoise, MrSr, MrUndersampled, MultiTask):
+        name = kind.model_fields["name"].default
+        missing = [field for field in (name, *kind.model_fields) if f"`{field}`" not in section]
+        assert not missing, f"docs/method.md does not explain {missing} of {name}"
+
+
 def test_every_route_is_documented(tmp_path: Path) -> None:
     paths = list(create_app(tmp_path).openapi()["paths"])
     assert len(paths) >= 8
@@ -86,7 +104,7 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
 def test_every_exit_code_and_refusal_is_documented() -> None:
     for kind in KINDS:
         assert f"| {kind.exit_code} | `{kind.code}` |" in PAGES["docs/researcher.md"]
-    for code in RefusalCode:
+    for code in [*RefusalCode, *SkipReason]:
         assert f"`{code}`" in PAGES["docs/hospital.md"]
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -110,6 +111,58 @@ def test_status_without_a_worker(invoke, tmp_path):
     result = invoke("status", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout) == {"site": "site-a", "running": False}
+
+
+def test_an_mr_site_indexes_the_sequence_it_names(invoke, tmp_path, write_slice):
+    stored = np.zeros((32, 32), np.uint16)
+    stored[8:24, 8:24] = 700
+    for patient in range(3):
+        for name in ("T1w", "FLAIR"):
+            write_slice(
+                tmp_path / "images" / f"{patient}-{name}",
+                stored,
+                patient_id=f"P{patient}",
+                series=f"1.2.{len(name)}",
+                Modality="MR",
+                RescaleIntercept=0,
+                SeriesDescription=f"ax {name} CANARY",
+            )
+    init(invoke, tmp_path / "images")
+    file = tmp_path / "home" / "site.toml"
+    file.write_text(file.read_text().replace('# modality = "CT"', 'modality = "MR"'))
+    assert json.loads(invoke("index", "--json").stdout)["slices"] == 6
+    file.write_text(file.read_text().replace('# sequence = "FLAIR"', 'sequence = "flair"'))
+    counts = json.loads(invoke("index", "--json").stdout)
+    assert (counts["patients"], counts["slices"]) == (3, 3)
+    assert counts["skipped"] == {"other-sequence": 3}
+    cohort = tmp_path / "home" / "cohort"
+    assert json.loads((cohort / "index.json").read_text())["modality"] == "MR"
+    assert all(b"CANARY" not in path.read_bytes() for path in cohort.iterdir())
+    file.write_text(file.read_text().replace('"flair"', '"DWI"'))
+    result = invoke("index")
+    assert result.exit_code == 2
+    assert "6 other-sequence" in result.output
+
+
+def test_kernel_fit_prints_the_table_of_a_contract(real_data, tmp_path):
+    patient = real_data / "ct" / "kernel-pairs" / "Lung_Dx-A0001"
+    folders = ("--sharp", str(patient / "kernel-L"), "--soft", str(patient / "kernel-B"))
+    result = CliRunner().invoke(
+        app, ["kernel-fit", *folders, "--steps", "8", "--json", str(tmp_path / "task.json")]
+    )
+    assert result.exit_code == 0
+    table = tomllib.loads(result.stdout)["task"]
+    assert (table["name"], table["fitted_pairs"], len(table["noise_hu"])) == ("ct-kernel", 8, 8)
+    written = json.loads((tmp_path / "task.json").read_text())
+    assert {key: written[key] for key in table} == table
+    swapped = ("--sharp", str(patient / "kernel-B"), "--soft", str(patient / "kernel-L"))
+    result = CliRunner().invoke(app, ["kernel-fit", *swapped])
+    assert result.exit_code == 2
+    assert "swap the two" in result.output
+    for wrong in (("--steps", "3"), ("--size", "20")):
+        result = CliRunner().invoke(app, ["kernel-fit", *folders, *wrong])
+        assert result.exit_code == 2
+        assert wrong[0] in result.output
 
 
 def test_every_command_explains_itself():
