@@ -14,6 +14,7 @@ from aggregator.distill.distiller import Distiller
 from aggregator.distill.prior import build_prior
 from shared.architectures import Residual
 from shared.contract import RunContract
+from shared.networks import parameter_count
 from shared.tasks import ct_denoise
 from shared.tasks.degradation import level_of, observe
 from shared.tasks.settings import (
@@ -87,8 +88,13 @@ def main() -> None:
         )
 
     distiller = Distiller(contract, prior, device=cpu)
+    parameters = parameter_count(contract.student)
     distiller.bank.add(
-        round=1, weights=torch.randn(1, 4945) * 0.05, targets=torch.randn(1, 4945) * 0.001
+        round=1,
+        network="student",
+        weights=torch.randn(1, parameters) * 0.05,
+        targets=torch.randn(1, 1, parameters) * 0.001,  # of one persona
+        variance=torch.ones(1, parameters),
     )
     one_step = contract.model_copy(
         update={"probes": contract.probes.model_copy(update={"steps": 1})}
