@@ -2,18 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from shared.contract import Name
+
+NAMES: tuple[Name, ...] = get_args(Name)
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One probe of the student network and the hospitals' mean gradient there."""
+    """One probe of a network, and the hospitals' gradients there: one a persona."""
 
     round: int
+    network: Name
     weights: Tensor  # (D,)
-    target: Tensor  # (D,)
+    targets: Tensor  # (G, D), image i follows target i mod G
+    variance: Tensor  # (D,), of the mean over hospitals or patients
 
 
 @dataclass
@@ -22,11 +29,12 @@ class Bank:
 
     entries: list[Entry] = field(default_factory=list)
 
-    def add(self, *, round: int, weights: Tensor, targets: Tensor) -> None:
-        """Banks a request: ``weights`` and ``targets`` are (K, D)."""
-        self.entries += [
-            Entry(round, theta, target) for theta, target in zip(weights, targets, strict=True)
-        ]
+    def add(
+        self, *, round: int, network: Name, weights: Tensor, targets: Tensor, variance: Tensor
+    ) -> None:
+        """Banks a request: ``weights`` and ``variance`` (K, D), ``targets`` (G, K, D)."""
+        for row, theta in enumerate(weights):
+            self.entries.append(Entry(round, network, theta, targets[:, row], variance[row]))
 
     def recent(self, requests: int) -> Sequence[Entry]:
         """The entries of the last ``requests`` rounds: older probes lie off the trajectory."""
@@ -34,22 +42,44 @@ class Bank:
         return [entry for entry in self.entries if entry.round in rounds]
 
     def state(self) -> dict[str, Tensor]:
-        """Everything as tensors, for the checkpoint."""
+        """Everything as tensors, for the checkpoint; entries may differ in length and personas."""
         if not self.entries:
             return {}
-        return {
+        state = {
             "rounds": torch.tensor([entry.round for entry in self.entries]),
-            "weights": torch.stack([entry.weights for entry in self.entries]),
-            "targets": torch.stack([entry.target for entry in self.entries]),
+            "networks": torch.tensor([NAMES.index(entry.network) for entry in self.entries]),
         }
+        for number, entry in enumerate(self.entries):
+            state[f"weights.{number}"] = entry.weights
+            state[f"targets.{number}"] = entry.targets
+            state[f"variance.{number}"] = entry.variance
+        return state
 
     @classmethod
     def restored(cls, state: dict[str, Tensor]) -> "Bank":
-        """The bank whose :meth:`state` this is."""
-        bank = cls()
-        if state:
-            for round_, weights, target in zip(
-                state["rounds"].tolist(), state["weights"], state["targets"], strict=True
-            ):
-                bank.entries.append(Entry(int(round_), weights, target))
-        return bank
+        """The bank whose :meth:`state` this is. Raises ``KeyError`` on one that is not complete."""
+        if not state:
+            return cls()
+        named = zip(state["rounds"].tolist(), state["networks"].tolist(), strict=True)
+        return cls(
+            [
+                Entry(
+                    round=int(round_),
+                    network=NAMES[int(network)],
+                    weights=state[f"weights.{number}"],
+                    targets=state[f"targets.{number}"],
+                    variance=state[f"variance.{number}"],
+                )
+                for number, (round_, network) in enumerate(named)
+            ]
+        )
+
+
+def dealt(values: Tensor, images: int) -> Tensor:
+    """Targets (min(G, images), ...) of values (G, ...), one of a hospital or patient each.
+
+    Image i is to follow target i mod G. Where there are more than images, value i goes to image
+    i mod N, and an image follows the mean of its own.
+    """
+    groups = min(len(values), images)
+    return torch.stack([values[group::groups].mean(dim=0) for group in range(groups)])

@@ -149,12 +149,12 @@ def finite_difference_match(
         torch.autograd.grad(loss(weights.detach() + sign * step / length * slope, *inputs), inputs)
         for sign in (1.0, -1.0)
     ]
-    toward_lq, toward_hq = (
-        (above - below) * (length / (2 * step)) for above, below in zip(*sides, strict=True)
-    )
-    moved = (lq * toward_lq).sum() + (hq * toward_hq).sum()
+    moved = lq.new_zeros(())
+    for image, above, below in zip((lq, hq), *sides, strict=True):
+        moved = moved + (image * (above - below)).sum() * (length / (2 * step))
     return value.detach() + moved - moved.detach()
 
 
 def _positive(value: Tensor) -> Tensor:
-    return value.clamp_min(torch.finfo(value.dtype).tiny)
+    positive: Tensor = value.clamp_min(torch.finfo(value.dtype).tiny)
+    return positive

@@ -19,9 +19,13 @@ class Ask:
 
 
 def ask_of_round(contract: RunContract, round: int) -> Ask:
-    """The question of round 1..``contract.rounds``. Raises ``ValueError`` outside."""
+    """The question of round 1..``contract.rounds``. Raises ``ValueError`` outside.
+
+    Probe requests go through ``probes.networks`` in turn.
+    """
     if not 1 <= round <= contract.rounds:
         raise ValueError(f"round {round} is not in 1..{contract.rounds}")
     if round <= contract.anchor.rounds:
         return Ask(round, "local-steps", "anchor")
-    return Ask(round, "gradients", "student")
+    networks = contract.probes.networks
+    return Ask(round, "gradients", networks[(round - contract.anchor.rounds - 1) % len(networks)])
