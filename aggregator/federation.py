@@ -56,7 +56,9 @@ def federate(
     Args:
         sites: names of the enrolled sites that are asked.
         run: the run's folder, made if absent. Ends with ``pairs.safetensors`` (``lq`` and ``hq``,
-            (N, 1, S, S)) and ``result.json``.
+            (T * N, 1, S, S), the contract's tasks one after the other) and ``result.json``, whose
+            ``releases`` counts the gradient vectors of the site that released most, and
+            ``requests`` the rounds they came in.
         public: folder of public images, where the contract's prior is public.
 
     Raises:
@@ -87,6 +89,8 @@ def federate(
     result = {
         "contract_digest": contract.digest(),
         "rounds": distiller.round,
+        "requests": distiller.round,
+        "releases": max((entry["releases"] for entry in ledger["sites"].values()), default=0),
         "sites": ledger["sites"],
         "seconds": {phase: round(seconds, 2) for phase, seconds in ledger["seconds"].items()},
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -156,7 +160,8 @@ def _round(
             problems[site] = str(reason)
             continue
         entry = ledger["sites"][site]
-        entry["releases"] += rows.shape[0]
+        # One a probe, or at patient granularity one a probe and patient.
+        entry["releases"] += admitted[site].values.size // rows.shape[1]
         entry["bytes_up"] += len(answers[site])
         entry["bytes_down"] += len(payload)
     told = "; ".join(f"{site}: {reason}" for site, reason in problems.items())

@@ -2,6 +2,8 @@
 
 import re
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -30,16 +32,61 @@ PAGES = {
 }
 
 
+def members(annotation: Any) -> list[Any]:
+    """The types of a possibly annotated union; one that is none is its own only member."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [one for part in get_args(annotation) for one in members(part)]
+    return [annotation]
+
+
 def fields(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of a model's settings, those of nested models included."""
-    names = []
+    """Dotted names of a model's settings, those of nested models and of each of a union too."""
+    names: list[str] = []
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        kinds = [
+            kind
+            for kind in members(field.annotation)
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        for kind in kinds:
             names += fields(kind, f"{prefix}{name}.")
-        else:
+        if not kinds:
             names.append(f"{prefix}{name}")
-    return names
+    return list(dict.fromkeys(names))
+
+
+def choices(model: type[BaseModel]) -> list[str]:
+    """The words among which a model's fields choose, those of nested models and unions too."""
+    words: list[str] = []
+    for field in model.model_fields.values():
+        for kind in members(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                words += choices(kind)
+            elif get_origin(kind) is tuple:
+                words += [word for part in get_args(kind) for word in _words(part)]
+            else:
+                words += _words(kind)
+    return list(dict.fromkeys(words))
+
+
+def _words(kind: Any) -> list[str]:
+    literal = get_origin(kind) is Literal
+    return [word for word in get_args(kind) if isinstance(word, str)] if literal else []
+
+
+def test_fields_and_choices_are_found_in_every_member_of_a_union() -> None:
+    found = fields(RunContract)
+    assert {"task.photons", "task.acceleration", "student.blocks", "anchor.symmetric"} <= set(found)
+    assert "task" not in found
+    assert {"mr-sr", "unet", "slice", "anchor"} <= set(choices(RunContract))
+
+
+def test_every_choice_of_a_contract_is_documented() -> None:
+    page = PAGES["docs/coordinator.md"]
+    missing = [word for word in choices(RunContract) if f"`{word}`" not in page]
+    assert not missing, f"docs/coordinator.md does not explain {missing}"
 
 
 @pytest.mark.parametrize(

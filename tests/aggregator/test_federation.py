@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from aggregator.federation import FederationError, federate
 from shared.architectures import Residual
 from shared.contract import Anchor, PriorSource, Probes, RunContract
-from shared.gradients import cohort_gradients, local_descent, request_seed
+from shared.gradients import cohort_gradients, local_descent, patient_gradients, request_seed
 from shared.messages import (
     Message,
     ProbeHeader,
@@ -62,7 +62,8 @@ class Hospitals:
                 device=CPU,
             )[None]
         else:
-            values = cohort_gradients(
+            fine = header.contract.granularity == "patient"
+            values = (patient_gradients if fine else cohort_gradients)(
                 contract=header.contract,
                 network=header.network,
                 weights=weights,
@@ -76,7 +77,7 @@ class Hospitals:
             round=header.round,
             kind=header.kind,
             site=site,
-            patients_at_least=5,
+            patients_at_least=1 if values.ndim == 3 else 5,
             seconds=0.1,
         )
         return encode(Message(header=summary, arrays={"values": values.numpy()}))
@@ -93,8 +94,53 @@ def test_a_run_ends_with_pairs_a_result_and_a_journal(tmp_path: Path) -> None:
     assert {site: entry["releases"] for site, entry in result["sites"].items()} == dict.fromkeys(
         SITES, 2 * 1 + 2
     )
+    assert (result["requests"], result["releases"]) == (3, 2 * 1 + 2)
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert {event["phase"] for event in events} == {"public", "anchor", "probes", "distil", "done"}
+
+
+@pytest.mark.parametrize("persona", ["federation", "cohort", "patient"])
+def test_answers_by_patient_serve_every_persona_and_each_vector_counts(
+    tmp_path: Path, persona: str
+) -> None:
+    contract = RunContract.model_validate(
+        CONTRACT.model_dump() | {"granularity": "patient", "spg": {"persona": persona}}
+    )
+    hospitals = Hospitals()
+    federate(contract=contract, sites=SITES, exchange=hospitals, run=tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    # Two rounds of one descent, then two probes of two patients each.
+    assert (result["requests"], result["releases"]) == (3, 2 + 2 * 2)
+    state = load_file(tmp_path / "checkpoint.safetensors")
+    assert len(state["bank.targets.0"]) == {"federation": 1, "cohort": 2, "patient": 2}[persona]
+
+
+def test_a_run_of_personas_killed_in_its_probes_ends_the_same(tmp_path: Path) -> None:
+    contract = RunContract.model_validate(
+        CONTRACT.model_dump()
+        | {
+            "spg": {"persona": "cohort"},
+            "anchor": CONTRACT.anchor.model_dump() | {"rounds": 1},
+            "probes": CONTRACT.probes.model_dump()
+            | {"requests": 3, "networks": ("student", "anchor")},
+            "anchor_network": {"kind": "residual", "depth": 3, "width": 4},
+        }
+    )
+    federate(contract=contract, sites=SITES, exchange=Hospitals(), run=tmp_path / "straight")
+
+    class Killed(Hospitals):
+        def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+            if round == 4:
+                raise KeyboardInterrupt
+            return super().__call__(payload, round)
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(contract=contract, sites=SITES, exchange=Killed(), run=tmp_path / "killed")
+    federate(contract=contract, sites=SITES, exchange=Hospitals(), run=tmp_path / "killed")
+    straight, killed = (
+        (tmp_path / name / "pairs.safetensors").read_bytes() for name in ("straight", "killed")
+    )
+    assert straight == killed
 
 
 def test_a_finished_run_asks_nobody_again(tmp_path: Path) -> None:
@@ -166,6 +212,8 @@ def test_a_damaged_checkpoint_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def test_a_public_prior_without_a_folder_is_refused(tmp_path: Path) -> None:
-    contract = CONTRACT.model_copy(update={"prior": PriorSource(kind="public")})
+    contract = CONTRACT.model_copy(
+        update={"prior": PriorSource(kind="public", license="CC-BY-4.0")}
+    )
     with pytest.raises(FederationError, match="public images"):
         federate(contract=contract, sites=SITES, exchange=Hospitals(), run=tmp_path)
