@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aggregator.distill.controls import prior_warped
-from aggregator.distill.prior import Prior, phantoms
+from aggregator.distill.prior import Prior, covering, phantoms
 from shared.architectures import Network
 from shared.contract import RunContract
 from shared.gradients import request_seed
@@ -136,9 +136,10 @@ def training_sets(
     """
     task, made = contract.task, [Arm("input")]
     # The texture of a phantom is a part of the method: `prior` is without it, where it can be.
-    untextured = contract.prior.kind == "phantom"
-    start = phantoms_of(contract, contract.images, textured=False) if untextured else prior.start
-    textured = phantoms_of(contract, TEXTURED, textured=True)
+    start = prior.start
+    if contract.prior.kind == "phantom":
+        start = covering(phantoms(contract, count=TEXTURED, textured=False), contract.images)
+    textured = phantoms(contract, count=TEXTURED, textured=True)
     made.append(drawn("prior", start))
     for one in distillations:
         seed = request_seed(one.contract.digest(), "warped")
@@ -148,7 +149,7 @@ def training_sets(
         slices = torch.from_numpy(np.concatenate(list(public)))
         made.append(drawn("public_direct", slices))
         for count in (FEW_TEXTURED, TEXTURED) if every_variant else (FEW_TEXTURED,):
-            both = torch.cat([slices, textured[:count]])
+            both = torch.cat([slices, covering(textured, count)])
             made.append(drawn("public_and_textured", both, variant=f"{count} phantoms"))
     for one in distillations:
         if one.public is not None:
@@ -177,11 +178,6 @@ def drawn(name: str, hq: Tensor, teacher: Teacher | None = None, variant: str = 
 
 
 _SEED = request_seed("utility")
-
-
-def phantoms_of(contract: RunContract, count: int, *, textured: bool) -> Tensor:
-    """Procedural slices of the contract's anatomy, in window units: (count, 1, S, S)."""
-    return phantoms(contract.task, count=count, textured=textured)
 
 
 def evenly_over_patients(patients: Sequence[Images], count: int) -> Tensor:

@@ -106,13 +106,24 @@ def open_hospitals(
     hospitals = []
     for names in pools:
         name = names[0].lower()
-        together = sorted(
-            (patient for folder in names for patient in trained[folder]),
-            key=lambda patient: patient.pseudonym,
-        )
+        together = trained[names[0]] if len(names) == 1 else _joined(trained, names)
         build_cohort(homes / name / "cohort", together, modality=task.modality)
         hospitals.append(Hospital(name, homes / name, names))
     return hospitals, apart
+
+
+def _joined(
+    patients: Mapping[str, Sequence[PatientSlices]], names: Sequence[str]
+) -> list[PatientSlices]:
+    """The patients of several folders, under pseudonyms that tell folders apart."""
+    joined = [
+        PatientSlices(
+            hashlib.sha256(f"{name}/{patient.pseudonym}".encode()).hexdigest()[:32], patient.slices
+        )
+        for name in names
+        for patient in patients[name]
+    ]
+    return sorted(joined, key=lambda patient: patient.pseudonym)
 
 
 def split_patients(

@@ -46,6 +46,7 @@ CONVERGED_STEPS = 4_800
 QUICK_STEPS = 1_200
 QUICK_SHARE = 3
 """``--quick`` takes one step of distillation in so many."""
+UNSTATED = "not stated: a simulation, which publishes nothing"
 PRIOR_FOLDER = "public-prior"
 """Taken from ``--data`` where a public prior is wanted and no folder is named."""
 
@@ -206,6 +207,8 @@ def settled(
             source["anatomy"], changes["min_patients"] = "head", 2
         if prior is not None:
             source["kind"] = prior
+        if source["kind"] in ("public", "both") and source["license"] is None:
+            source |= {"license": "NOASSERTION", "statement": UNSTATED}
         changes["prior"] = PriorSource.model_validate(source)
         if images is not None:
             changes["images"] = images

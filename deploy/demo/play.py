@@ -29,6 +29,7 @@ from shared.processes import become_subreaper, die_with_parent, remains_of
 
 CONTRACT = Path(__file__).with_name("contract.toml")
 PHASES = 7
+BROUGHT = "volumes that came with the demo's images; their licence is to be seen there"
 LOCK = "demo.lock"
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -170,7 +171,9 @@ def write_contract(source: Path, folder: Path, *, public: bool) -> Path:
     read_contract(source)
     text = source.read_text("utf-8")
     if public and "prior" not in tomllib.loads(text):
-        text = f'prior.kind = "both"\n{text}'
+        text = (
+            f'prior = {{ kind = "both", license = "NOASSERTION", statement = "{BROUGHT}" }}\n{text}'
+        )
     path = folder / "contract.toml"
     path.write_text(text, encoding="utf-8")
     return path
