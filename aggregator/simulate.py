@@ -147,8 +147,9 @@ def _cost(
     }
     indices = [hospital.cohort.index for hospital in hospitals]
     return {
-        "releases": sum(site["releases"] for site in results[0]["sites"].values()),
-        "requests": results[0]["rounds"],
+        "releases": results[0]["releases"],
+        "releases_of_all_sites": sum(one["releases"] for one in results[0]["sites"].values()),
+        "requests": results[0]["requests"],
         "seconds": {**seconds, "utility": judging_s},
         "bytes_raw_native": sum(
             2 * rows * columns

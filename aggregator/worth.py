@@ -71,7 +71,7 @@ class Utility(BaseModel):
     distance_to_full_interval: Interval | None = None
     above_real_same_bytes: float | None = Field(None, description="dB")
     above_real_same_bytes_interval: Interval | None = None
-    releases: int | None = Field(None, description="summaries that left the sites, in all")
+    releases: int | None = Field(None, description="gradient vectors of the site that released most")
     requests: int | None = Field(None, description="Flower rounds")
     bytes_published: int | None = None
     bytes_raw: int | None = Field(None, description="of the hospitals' training images")
@@ -128,7 +128,7 @@ def _figures(utility: Utility) -> list[tuple[str, str, str, str]]:
         ),
     ]
     counts = [
-        ("releases", "summaries that left the sites, in all"),
+        ("releases", "gradient vectors of the site that released most"),
         ("requests", "Flower rounds they came in"),
         ("bytes_published", "bytes of the pairs"),
         ("bytes_raw", "bytes of the hospitals' training images at the same size"),
