@@ -47,6 +47,8 @@ def test_a_contract_is_immutable_and_refuses_unknown_fields() -> None:
         ('name = "ct"\nimages = 0', "images: "),
         ('name = "ct"\n[task]\nsize_px = 64\n[anchor]\ncrop_px = 65', "crop_px"),
         ('name = "ct"\n[anchor]\nrounds = 0\n[probes]\nrequests = 0', "nothing to ask"),
+        ('name = "ct"\n[spg]\npersona = "patient"', "set granularity to 'patient'"),
+        ('name = "ct"\ngranularity = "federation"\n[spg]\npersona = "cohort"', "granularity"),
         ('name = "ct"\n[task]\nwindow_low_hu = 500\nwindow_high_hu = 400', "window_high_hu"),
         ("name = ", "not valid TOML"),
     ],
@@ -61,3 +63,9 @@ def test_a_bad_contract_file_names_the_field(tmp_path: Path, text: str, said: st
 def test_a_missing_contract_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"none\.toml: cannot be read"):
         read_contract(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("persona", ["federation", "cohort", "patient"])
+def test_summaries_by_patient_serve_every_persona(persona: str) -> None:
+    table = {"name": "ct", "granularity": "patient", "spg": {"persona": persona}}
+    assert RunContract.model_validate(table).spg.persona == persona
