@@ -190,8 +190,8 @@ def _gut(section: Section, body: Body, room: Field, wide: float, deep: float) ->
         return
     shallow = np.maximum(section.ellipse(0, -0.28 * deep, 0.80 * wide, 0.62 * deep), room + 3)
     fade = float(np.interp(share, (-0.55, -0.3), (0.0, 1.4)))
-    loops = section.noise(50, 20.0) + 0.35 * section.noise(51, 10.0)
-    wall = np.maximum(10 * (fade - 0.25 - np.abs(loops) + 0.35), shallow)
+    loops = section.noise(50, 14.0) + 0.3 * section.noise(51, 8.0)
+    wall = np.maximum(8 * (fade + 0.32 - np.abs(loops)), shallow)
     section.paint(wall, "gut")
     section.paint(wall + 3.2, "content", within=section.noise(52, 45.0) * 12)
     section.paint(wall + 3.2, "fluid", within=-section.noise(52, 45.0) * 12 - 2, opacity=0.5)

@@ -249,9 +249,9 @@ def draw_table(section: Section, body: Body, random: np.random.Generator) -> Non
     else:
         depth = y - 3600 * bow + bow * across**2
     outside = np.maximum(np.abs(across) - half, 0)
-    shells = [(0.0, random.uniform(-600, 0), 1.3)]
+    shells = [(0.0, random.uniform(-850, -150), 1.3)]
     if body.table != 2:
-        shells.append((random.uniform(14, 40), random.uniform(-800, -200), 1.1))
+        shells.append((random.uniform(14, 40), random.uniform(-900, -500), 1.1))
     air = section.image < -900
     for place, value, half_mm in shells:
         cover = section.cover(np.abs(depth - place) - half_mm + outside) * air

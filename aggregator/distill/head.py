@@ -188,7 +188,7 @@ def _cerebrum(section: Section, head: Head, brain: Field) -> None:
     slope = np.hypot(*np.gradient(field, section.pixel_mm)) + 0.35 / fold
     sheet = np.abs(field) / slope
     depth = -brain
-    deep = 20 + 6 * section.noise(33, 30.0)
+    deep = 20 + 6 * section.noise(33, 30.0) + 10 * np.clip(-z / 20, 0, 1)
     fissure = np.abs(x + 1.2 * section.noise(34, 30.0))
     reach = np.clip(np.abs(y + 4) - 40, None, 0)  # under the callosal body there is no fissure
     fissure = fissure + np.where(z < 24, -reach * 0.8, 0.0) * np.clip((24 - z) / 10, 0, 1)

@@ -19,7 +19,7 @@ def draw_skeleton(section: Section, body: Body, cavity: Field, skin: Field) -> N
 
 
 def _bone(section: Section, shape: Field, shell_mm: float, *, within: Field | None = None) -> None:
-    section.paint(shape, "cortical", within=within, opacity=0.8)
+    section.paint(shape, "cortical", within=within, opacity=0.65)
     section.paint(shape + shell_mm, "spongiosa", within=within)
 
 
@@ -40,7 +40,7 @@ def draw_ribs(section: Section, body: Body, cavity: Field) -> None:
     shape = np.asarray(shape * 3.6 * scale, np.float32)
     last = np.where(rib >= RIB_PAIRS - 2, 1.5, 2.35)  # floating ribs end early
     present = (rib >= 0) & (rib < RIB_PAIRS) & (angle > 0.16)
-    section.paint(np.where(present & (angle < last), shape, 9.0), "cortical", opacity=0.75)
+    section.paint(np.where(present & (angle < last), shape, 9.0), "cortical", opacity=0.6)
     section.paint(np.where(present & (angle < last), shape + 1.5, 9.0), "spongiosa")
     costal = present & (angle >= last) & (rib < 10) & (angle < 3.05)
     section.paint(np.where(costal, shape, 9.0), "cartilage")
@@ -72,7 +72,7 @@ def draw_spine(section: Section, body: Body) -> None:
         section.paint(vertebra, "cartilage", opacity=0.9)
     else:
         endplate = phase < 0.24 or phase > 0.94
-        section.paint(vertebra, "cortical", opacity=0.7)
+        section.paint(vertebra, "cortical", opacity=0.5)
         section.paint(vertebra + 1.3, "spongiosa")
         if endplate:
             section.paint(vertebra + 1.3, "cortical", opacity=0.22)
