@@ -58,6 +58,9 @@ class Spg(Frozen):
         description="whose gradient an image follows: every site's mean, one site's, one patient's",
     )
     tone: bool = Field(True, description="a monotone tone curve an image")
+    spectrum: bool = Field(
+        True, description="a gain an image of each of four bands of spatial frequency"
+    )
     warp: bool = Field(True, description="a diffeomorphic warp on a coarse grid an image")
     residual: bool = Field(True, description="a bounded residual of limited bandwidth an image")
     warp_px: float = Field(6.0, gt=0, le=64, description="largest displacement, pixels")

@@ -20,7 +20,8 @@ def prior_warped(contract: RunContract, prior: Prior, *, seed: int) -> Tensor:
     What personalisation does without anything to follow; the residual is left out, whose random
     values would be noise.
     """
-    spg = contract.spg.model_copy(update={"warp": True, "tone": True, "residual": False})
+    random = {"warp": True, "tone": True, "spectrum": False, "residual": False}
+    spg = contract.spg.model_copy(update=random)
     generator = torch.Generator().manual_seed(seed)
     neutral = identity_parameters(len(prior.start), prior.start.shape[-1], spg)
     drawn = {name: torch.randn(value.shape, generator=generator) for name, value in neutral.items()}

@@ -42,6 +42,9 @@ from shared.tasks.degradation import degrade, parts
 from shared.training import dihedral, enhance, enhance_symmetric, fit_pairs, noisy_pool
 
 EMA = 0.98
+CURVES = ("tone", "spectrum")
+CURVE_RATE = 0.05
+"""Adam's step for the few parameters of the curves; pixels and grids move a tenth as fast."""
 ROUGHNESS_WEIGHT = 10.0
 PROBE_POOL_DRAWS = 8
 FREE_POOL_DRAWS = 4
@@ -216,7 +219,11 @@ class Distiller:
             return
         steps, spg = self.contract.probes.steps, self.contract.spg
         moved = list(leaves.values())
-        optimiser = torch.optim.Adam(moved, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
+        rates = [
+            {"params": [leaf], "lr": CURVE_RATE if name in CURVES else LEARNING_RATE}
+            for name, leaf in leaves.items()
+        ]
+        optimiser = torch.optim.Adam(rates, betas=(0.9, 0.99), fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
         requests = max(RECENT_REQUESTS, len(set(self.contract.probes.networks)))
         entries = self.bank.recent(requests)

@@ -1,11 +1,14 @@
 """Structure-Preserving Personalised Generation: from a shared prior to one persona's images.
 
-    x = clamp( tone( warp(prior) ) + residual )
+    x = clamp( spectrum( tone( warp(prior) ) ) + residual )
 
 1. ``warp``: a displacement u, uniform cubic B-splines on a coarse grid of spacing h pixels, its
    coefficients bounded by b = ``spg.warp_px`` / sqrt(2) in each component.
 2. ``tone``: a monotone piecewise-linear curve of the intensities (positive slopes by softplus).
-3. ``residual``: a sum of cubic B-splines of spacings 2^(L-1), ..., 2, 1 pixels, whose coefficients
+3. ``spectrum``: the image's bands of spatial frequency (differences of box means of edge 1, 3, 5,
+   9, 17) times 1 + g, -3 < g < 3 by tanh: hospitals' kernels and matrices are sharper or smoother
+   than any prior, and that is most of what an input can get wrong (`docs/method.md`).
+4. ``residual``: a sum of cubic B-splines of spacings 2^(L-1), ..., 2, 1 pixels, whose coefficients
    are bounded by ``spg.residual_bound`` at the coarsest and by half as much at each finer one.
 
 *The warp cannot fold.* B-splines are positive and sum to 1, so a component of u is at most b, and u
@@ -43,6 +46,9 @@ WARP_CELLS = 6
 STEEPEST = 0.48
 """Largest partial derivative of a displacement; below a half nothing folds."""
 TONE_KNOTS = 16
+BAND_EDGES = (3, 5, 9, 17)
+"""Edges of the box means, pixels, whose differences are the bands of the spectrum."""
+GAIN_BOUND = 3.0
 
 Parameters = dict[str, Tensor]
 
@@ -50,8 +56,8 @@ Parameters = dict[str, Tensor]
 def identity_parameters(images: int, size_px: int, spg: Spg) -> Parameters:
     """Parameters that leave the prior as it is, those of the parts that ``spg`` switches on.
 
-    ``warp`` (N, 2, g, g), ``tone`` (N, k) and ``residual0``, the finest, to ``residual{L-1}``
-    (N, 1, g, g): coefficients before they are bounded.
+    ``warp`` (N, 2, g, g), ``tone`` (N, k), ``spectrum`` (N, 4) and ``residual0``, the finest, to
+    ``residual{L-1}`` (N, 1, g, g): coefficients before they are bounded.
     """
     parameters = {}
     if spg.warp:
@@ -59,6 +65,8 @@ def identity_parameters(images: int, size_px: int, spg: Spg) -> Parameters:
         parameters["warp"] = torch.zeros(images, 2, edge, edge)
     if spg.tone:
         parameters["tone"] = torch.zeros(images, TONE_KNOTS)
+    if spg.spectrum:
+        parameters["spectrum"] = torch.zeros(images, len(BAND_EDGES))
     if spg.residual:
         for level in range(spg.residual_levels):
             edge = _nodes(size_px, 2.0**level)
@@ -87,6 +95,8 @@ def personalise_at_price(prior: Tensor, parameters: Parameters, spg: Spg) -> tup
         images = _warped(images, displacement(parameters, spg, size_px=size))
     if spg.tone:
         images = _toned(images, parameters["tone"])
+    if spg.spectrum:
+        images = _equalised(images, parameters["spectrum"])
     if spg.residual:
         change = residual(parameters, spg, size_px=size)
         images = images + change
@@ -168,6 +178,25 @@ def _warped(image: Tensor, field: Tensor) -> Tensor:
     return functional.grid_sample(
         image, grid, mode="bilinear", padding_mode="border", align_corners=False
     )
+
+
+def bands(image: Tensor) -> list[Tensor]:
+    """The bands of ``image`` (N, 1, S, S), the finest first; with the last mean they sum to it."""
+    finer, differences = image, []
+    for edge in BAND_EDGES:
+        padded = functional.pad(image, (edge // 2,) * 4, mode="replicate")
+        coarser = functional.avg_pool2d(padded, edge, stride=1)
+        differences.append(finer - coarser)
+        finer = coarser
+    return differences
+
+
+def _equalised(image: Tensor, raw: Tensor) -> Tensor:
+    gains = GAIN_BOUND * torch.tanh(raw / GAIN_BOUND)
+    total = image
+    for band, gain in zip(bands(image), gains.T, strict=True):
+        total = total + gain[:, None, None, None] * band
+    return total
 
 
 def _toned(image: Tensor, raw: Tensor) -> Tensor:

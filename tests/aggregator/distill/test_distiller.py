@@ -219,7 +219,8 @@ def test_every_distance_and_form_moves_the_images(form: str, distance: str) -> N
 
 
 def test_with_every_part_of_spg_off_the_images_stay_the_start() -> None:
-    distil = finished(distiller(changed(spg={"tone": False, "warp": False, "residual": False})))
+    off = dict.fromkeys(("tone", "spectrum", "warp", "residual"), False)
+    distil = finished(distiller(changed(spg=off)))
     assert torch.equal(distil.images, distil.start)
 
 

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,10 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 from torch import Tensor
+from torch.nn import functional
 
 from aggregator.distill.spg import (
+    BAND_EDGES,
     STEEPEST,
     Parameters,
+    bands,
     displacement,
     identity_parameters,
     parameter_bytes,
@@ -217,7 +222,7 @@ def test_a_part_switched_off_has_no_parameters_and_changes_nothing(part: str) ->
 
 
 def test_with_every_part_off_the_images_are_the_prior() -> None:
-    nothing = Spg(tone=False, warp=False, residual=False)
+    nothing = Spg(tone=False, spectrum=False, warp=False, residual=False)
     parameters = identity_parameters(2, 32, nothing)
     assert parameters == {}
     assert parameter_bytes(parameters) == 0
@@ -227,8 +232,32 @@ def test_with_every_part_off_the_images_are_the_prior() -> None:
 
 
 def test_parameters_are_counted_as_float32() -> None:
-    tone = Spg(warp=False, residual=False)
+    tone = Spg(spectrum=False, warp=False, residual=False)
     assert parameter_bytes(identity_parameters(8, 128, tone)) == 8 * 16 * 4
+
+
+def test_the_bands_and_the_coarsest_mean_sum_to_the_image() -> None:
+    image = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    coarsest = image - torch.stack(bands(image)).sum(dim=0)
+    widest = BAND_EDGES[-1]
+    padded = functional.pad(image, (widest // 2,) * 4, mode="replicate")
+    means = functional.avg_pool2d(padded, widest, stride=1)
+    torch.testing.assert_close(coarsest, means, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("cycles", [2, 8, 20])
+def test_a_gain_raises_a_waves_amplitude_as_its_band_responds(cycles: int) -> None:
+    size, gain = 128, 0.7
+    spg = Spg(tone=False, warp=False, residual=False)
+    phase = 2 * torch.pi * cycles * torch.arange(size) / size
+    image = (0.5 + 0.05 * torch.cos(phase)).expand(1, 1, size, size).contiguous()
+    raw = torch.zeros(1, len(BAND_EDGES))
+    raw[0, 0] = 3 * math.atanh(gain / 3)
+    changed = personalise(image, {"spectrum": raw}, spg)[0, 0, 64]
+    # A box mean of edge 3 leaves (1 + 2 cos w) / 3 of a wave; the finest band has the rest.
+    response = 1 - (1 + 2 * math.cos(2 * math.pi * cycles / size)) / 3
+    amplitude = 2 * torch.fft.rfft(changed - 0.5)[cycles].abs() / size
+    assert float(amplitude) == pytest.approx(0.05 * (1 + gain * response), rel=2e-2)
 
 
 def test_every_parameter_has_a_gradient() -> None:
