@@ -32,7 +32,7 @@ def liver_distance(body: Body, x: Field, y: Field, z: Field | float) -> Field:
     return np.asarray(np.maximum.reduce([cavity, dome, lobes]), np.float32)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def liver_trees(body: Body) -> tuple[Segments, Segments]:
     """Portal and hepatic veins."""
     random = np.random.default_rng([*body.seed, 40])
@@ -48,7 +48,7 @@ def liver_trees(body: Body) -> tuple[Segments, Segments]:
     return trees[0], trees[1]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def mesenteric_tree(body: Body) -> Segments:
     """Vessels in the fat between the loops of gut."""
     random = np.random.default_rng([*body.seed, 41])

@@ -58,7 +58,7 @@ def lung_distance(body: Body, x: Field, y: Field, z: Field | float) -> Field:
     return np.asarray(np.maximum.reduce([wall, floor, between, heart]), np.float32)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def lung_trees(body: Body) -> tuple[Segments, Segments]:
     """Pulmonary arteries and veins of both lungs."""
     random = np.random.default_rng([*body.seed, 20])
