@@ -203,9 +203,10 @@ def settled(
             )
         is_mr = changes.get("task", contract.task).modality == "MR"
         source = contract.prior.model_dump()
-        if file is None and is_mr:
-            # Brains are few: the default of five patients a site would leave none.
-            source["anatomy"], changes["min_patients"] = "head", 2
+        if is_mr and (file is None or "task" in changes):
+            source["anatomy"] = "head"
+        if is_mr and file is None:
+            changes["min_patients"] = 2  # brains are few: five a site would leave no site
         if prior is not None:
             source["kind"] = prior
         if source["kind"] in ("public", "both") and source["license"] is None:

@@ -1,0 +1,148 @@
+"""The benchmark scripts, small: what they decide, draw and time."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from aggregator.utility import figures, row
+from shared.architectures import Residual
+from shared.contract import Anchor, RunContract
+from shared.networks import apply_network, initial_weights, parameter_count
+from shared.tasks.settings import CtDenoise, MrSr
+
+HERE = Path(__file__).parent
+SMALL = Residual(depth=2, width=4)
+CONTRACT = RunContract(
+    name="ct",
+    task=CtDenoise(size_px=32, angles=60, bins=48, pixel_mm=9.0),
+    images=2,
+    student=SMALL,
+    anchor=Anchor(crop_px=16),
+)
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(HERE))
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def table(contract: RunContract, *, distilled: float = 33.5, **more: Any) -> dict[str, Any]:
+    psnr = {"prior": 32.0, "distilled": distilled, "real_same_bytes": 33.0, "full": 34.0}
+    rows = {name: row([[value - 1, value + 1]], [[0.8, 0.9]]) for name, value in psnr.items()}
+    return {
+        "label": "a benchmark",
+        "network_named": "student",
+        "task": contract.task.name,
+        "contract": contract.model_dump(mode="json"),
+        "judge": contract.student.model_dump(mode="json"),
+        "converged": True,
+        "rows": rows,
+        "releases": 30,
+        "requests": 6,
+        "bytes_published": contract.images * 8192,
+        **figures(rows),
+        **more,
+    }
+
+
+def test_bars_are_those_of_the_task_and_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    utility = script("utility", monkeypatch)
+
+    def of(contract: RunContract, network: str = "student") -> dict[str, str]:
+        made = table(contract, network_named=network)
+        return {name: bar for name, bar, _ in utility.bars(made)}
+
+    whole = CONTRACT.model_copy(update={"task": CtDenoise()})
+    assert of(whole)["gain_over_best_null"] == ">= 0.3, above 0"
+    assert of(whole)["share_recovered"] == ">= 65%"
+    assert "gain_over_best_null" not in of(CONTRACT), "the bar is for 128 pixels"
+    assert of(CONTRACT.model_copy(update={"task": MrSr()}))["share_recovered"] == ">= 85%"
+    assert of(whole, "unet") == {"share_recovered": ">= 50%"}
+
+
+def test_the_overview_says_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    utility = script("utility", monkeypatch)
+    text = utility.overview([table(CONTRACT), table(CONTRACT, distilled=33.9, converged=False)])
+    share = [line for line in text.splitlines() if "share_recovered" in line]
+    assert "75%" in share[0]
+    assert share[0].endswith(">= 65%: cleared")
+    distance = [line for line in text.splitlines() if "distance_to_full" in line]
+    assert [line.rsplit(" ", 1)[1] for line in distance] == ["MISSED", "cleared"]
+    assert "NOT CONVERGED" in text
+
+
+def test_a_field_of_a_contract_is_varied_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    utility = script("utility", monkeypatch)
+    assert utility.with_field(CONTRACT, "anchor.rounds", 2).anchor.rounds == 2
+    assert utility.with_field(CONTRACT, "images", 5).images == 5
+    with pytest.raises(ValueError, match="images"):
+        utility.with_field(CONTRACT, "images", 0)
+
+
+def test_curves_are_drawn_from_tables(tmp_path: Path) -> None:
+    tables = [
+        table(CONTRACT.model_copy(update={"images": n}), distilled=32 + n / 9) for n in (1, 8)
+    ]
+    tables += [table(CONTRACT, releases=n) for n in (10, 20)]
+    (tmp_path / "tables.json").write_text(json.dumps({"tables": tables}))
+    command = [sys.executable, HERE / "figure.py", tmp_path / "out.png", tmp_path / "tables.json"]
+    subprocess.run(list(map(str, command)), check=True)
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.width > 1500
+
+
+def test_a_curve_holds_all_but_its_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = script("figure", monkeypatch)
+    tables = [table(CONTRACT.model_copy(update={"images": n})) for n in (8, 1, 2)]
+    tables += [table(CONTRACT, releases=n) for n in (10, 20)]
+    along = figure.series(tables, "images")["ct-denoise"]
+    assert [one["contract"]["images"] for one in along] == [1, 2, 8]
+    assert {one["releases"] for one in along} == {30}
+    along = figure.series(tables, "releases")["ct-denoise"]
+    assert [one["releases"] for one in along] == [10, 20, 30]
+    assert {one["contract"]["images"] for one in along} == {2}
+
+
+def test_the_plain_loop_is_judged_at_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    distill = script("distill", monkeypatch)
+    assert distill.marks(3.0, 8.0) == [3.0, 6.0, 12.0, 24.0]
+    assert distill.marks(3.0, 5.0) == [3.0, 6.0, 12.0, 15.0]
+    generator = torch.Generator().manual_seed(0)
+    start, real = (torch.rand(n, 1, 32, 32, generator=generator) for n in (2, 20))
+    stops = distill.condensed(CONTRACT, start, real, device=torch.device("cpu"), marks=[0.01, 0.05])
+    (first_s, first), (second_s, second) = stops
+    assert 0.01 <= first_s < second_s
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, start)
+    assert 0 <= float(second.min()) <= float(second.max()) <= 1
+
+
+def test_the_plain_loops_gradient_reaches_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    distill = script("distill", monkeypatch)
+    theta = initial_weights(SMALL, seed=0)
+    hq = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    gradient = distill.gradient_at(
+        SMALL, theta, CONTRACT.task, hq, torch.Generator().manual_seed(2), graph=True
+    )
+    assert gradient.shape == (parameter_count(SMALL),)
+    (slope,) = torch.autograd.grad(gradient.square().sum(), hq)
+    assert float(slope.abs().max()) > 0
+    moved = distill.trained_on(
+        SMALL, theta, CONTRACT.task, hq.detach(), torch.Generator().manual_seed(3)
+    )
+    assert moved.shape == theta.shape
+    assert not torch.equal(moved, theta)
+    assert apply_network(SMALL, moved, hq.detach()).shape == hq.shape
