@@ -175,7 +175,8 @@ def gate(table: Mapping[str, Any]) -> Gate:
             return Gate(
                 False,
                 f"the distilled set trains to {psnr['distilled']:.2f} dB, "
-                f"{name} without any hospital's data to {psnr[name]:.2f} dB",
+                f"{name} without any hospital's data to {psnr[name]:.2f} dB "
+                f"({psnr['distilled'] - psnr[name]:+.3f} dB)",
                 told,
             )
     return Gate(True, _passed(told), told)
