@@ -207,7 +207,7 @@ def main() -> Any:
     """Entry point. ``simulate`` brings torch and is loaded when it is asked for."""
     if "simulate" in sys.argv[1:2] or "--help" in sys.argv[1:2] or len(sys.argv) == 1:
         yield_cores()
-        from aggregator.simulate import command
+        from aggregator.benchmark import command
 
         app.command("simulate")(command)
     return app()

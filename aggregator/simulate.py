@@ -1,359 +1,227 @@
-"""`aggregator simulate`: the whole federation on one machine, without Flower, and what it is worth.
+"""The federation in one process: folders of images as sites, some patients kept apart.
 
-The one place where site code and aggregator code meet. Folders of images stand for sites; they are
-asked through the same worker function, encoded messages and admission checks as in a deployment;
-only the transport is missing. Several distillations, which differ in their seed alone, are judged
-together. Ends with the utility table and what the gate says to it.
-
-Everything is kept in one folder, so that an interrupted benchmark goes on: a folder a distillation,
-named by contract and images, and the judges' trainings, which all of them share.
+The one module of the aggregator that imports the site's code. Each is indexed into a cohort and
+asked through the same worker function as in a deployment. The splits are by patient: those kept
+apart are in no cohort.
 """
 
-import contextlib
 import hashlib
-import json
-import statistics
-import tempfile
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Literal
 
 import numpy as np
-import torch
-import typer
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
-from aggregator.distill.prior import Prior, PriorError, build_prior
-from aggregator.federation import RESULT
-from aggregator.hospitals import Hospital, Split, open_hospitals
-from aggregator.judges import Judge, utility_rows
-from aggregator.trials import Trial, distil_all, read_trial
-from aggregator.utility import ROWS, gate, table_text
-from shared.architectures import Network, read_network
-from shared.contract import ContractError, PriorSource, RunContract, read_contract
-from shared.durable import write_durably
-from shared.frozen import explain
-from shared.readers import ReaderError, read_images
-from shared.release.progress import progress
-from shared.tasks.settings import Task
-from site_agent.cohort import CohortError
-from site_agent.intake import IntakeError
+from aggregator.federation import Exchange
+from shared.contract import RunContract
+from shared.readers import ReaderError
+from shared.tasks.settings import Modality, Task
+from site_agent.cohort import Cohort, CohortError, build_cohort, open_cohort
+from site_agent.intake import IntakeError, read_folder
+from site_agent.intake.reasons import IntakeReport
+from site_agent.intake.slices import PatientSlices
+from site_agent.intake.windowing import windowed
+from site_agent.outbox import Outbox
+from site_agent.policy import Policy
+from site_agent.settings import SiteSettings
+from site_agent.worker import answer
 
-CONVERGED_STEPS = 4_800
-"""Training steps of a judge from which on no row moves much."""
-QUICK_STEPS = 1_200
-QUICK_SHARE = 3
-"""``--quick`` takes one step of distillation in so many."""
-UNSTATED = "not stated: a simulation, which publishes nothing"
-PRIOR_FOLDER = "public-prior"
-"""Taken from ``--data`` where a public prior is wanted and no folder is named."""
+Split = Literal["choosing", "reporting"]
 
-FloatArray = NDArray[np.float32]
+SPLIT_BY = 3
+"""One patient in so many is kept apart."""
+HELD_OUT: dict[Split, int] = {"choosing": 0, "reporting": 1}
+"""Which ones: those whose place among their hospital's pseudonyms leaves this remainder."""
+SLICES_PER_PATIENT = 8
+PSEUDONYM_KEY = hashlib.sha256(b"fedstill simulation").digest()
+"""Known to all, so that everybody's split is the same."""
+
+
+class HospitalError(ValueError):
+    """A folder that cannot stand for a hospital; the text names the fix."""
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Where a benchmark's images come from."""
+class Hospital:
+    """A simulated site: its name, its home with the cohort, and the folders it was made of."""
 
-    data: Path
-    holdout: Path | None = None
-    public: Path | None = None
-    split: Split = "choosing"
-    sequence: str | None = None
+    name: str
+    home: Path
+    folders: tuple[str, ...]
+
+    @property
+    def cohort(self) -> Cohort:
+        """Its indexed training slices."""
+        return open_cohort(self.home / "cohort")
+
+    def training_images(self, task: Task) -> list[NDArray[np.float32]]:
+        """Its training patients in window units, (n, 1, S, S) each."""
+        low, high = task.window
+        return self.cohort.images(size_px=task.size_px, low=low, high=high)
 
 
-def simulate(
+def open_hospitals(
+    data: Path,
+    *,
     contract: RunContract,
-    sources: Sources,
-    *,
-    judge: Judge,
-    distillations: int,
-    place: Path,
-    rows: Collection[str] = ROWS,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Runs ``distillations`` contracts of consecutive seeds over the hospitals, and judges them.
+    homes: Path,
+    split: Split | None,
+    sequence: str | None,
+) -> tuple[list[Hospital], list[NDArray[np.float32]]]:
+    """Indexes every folder hospital-* of ``data``; gives the sites and the patients kept apart.
 
-    ``place`` keeps what an interrupted benchmark goes on from. Raises ``ReaderError``,
-    ``IntakeError``, ``CohortError``, ``PriorError`` or ``FederationError``.
+    With ``split`` None nobody is. Hospitals with fewer training patients than the contract wants
+    behind a summary are pooled with the ones after them.
+
+    Raises ``ReaderError`` or ``HospitalError`` where there is too little.
     """
-    place = place.absolute()
-    keeps_apart = sources.split if sources.holdout is None else None
-    hospitals, holdout = open_hospitals(
-        sources.data,
-        contract=contract,
-        homes=place / "sites" / _short(sources, contract.task.modality, contract.min_patients),
-        split=keeps_apart,
-        sequence=sources.sequence,
+    folders = sorted(entry for entry in data.iterdir() if entry.is_dir()) if data.is_dir() else []
+    folders = [entry for entry in folders if entry.name.startswith("hospital")]
+    if not folders:
+        raise ReaderError(data, "holds no folder named hospital-*, one for each site")
+    task, trained, apart = contract.task, {}, []
+    for folder in folders:
+        patients = _patients(folder, task, sequence)
+        kept, held = split_patients(patients, split)
+        trained[folder.name] = kept
+        apart += [_windowed(patient, task) for patient in held]
+    pools = pooled(
+        {name: len(patients) for name, patients in trained.items()}, least=contract.min_patients
     )
-    if sources.holdout is not None:
-        holdout = _read(sources.holdout, contract, sequence=sources.sequence)
-    public = _read(sources.public, contract) if sources.public is not None else None
-    train = [patient for one in hospitals for patient in one.training_images(contract.task)]
-    images = hashlib.sha256(b"".join(one.tobytes() for one in [*train, *(public or [])]))
-    trials = []
-    for number in range(distillations):
-        one = contract.model_copy(update={"seed": contract.seed + number})
-        run = place / f"{one.digest()[:16]}-{images.hexdigest()[:8]}"
-        trials.append(Trial(one, tuple(hospitals), run, sources.public))
-    with progress("distilling", unit="rounds", quiet=quiet) as shown:
-        distil_all(trials, workers=judge.workers, on_round=shown)
-    with progress("judging", unit="steps", quiet=quiet) as shown:
-        table = utility_rows(
-            contract=contract,
-            distillations=[read_trial(trial) for trial in trials],
-            prior=_prior(contract, public),
-            train=train,
-            holdout=holdout,
-            public=public,
-            judge=judge,
-            cache=place / "judged",
-            rows=rows,
-            on_progress=lambda done, total, eta_s: shown(done, total),
+    if not pools:
+        there = ", ".join(f"{name} {len(patients)}" for name, patients in trained.items())
+        raise ReaderError(
+            data,
+            f"has fewer training patients than the contract's min_patients "
+            f"{contract.min_patients} ({there})",
+            "lower min_patients (2 or more), or give another --sequence or --holdout",
         )
-    decided = gate(table)
-    return {
-        "contract": contract.model_dump(mode="json"),
-        "contract_digest": contract.digest(),
-        "task": contract.task.name,
-        "split": keeps_apart,
-        "converged": judge.steps >= CONVERGED_STEPS,
-        **table,
-        **_cost(trials, train=train, hospitals=hospitals, judging_s=table["judging_seconds"]),
-        "gate": asdict(decided),
-    }
-
-
-def _cost(
-    trials: Sequence[Trial],
-    *,
-    train: Sequence[FloatArray],
-    hospitals: Sequence[Hospital],
-    judging_s: float,
-) -> dict[str, Any]:
-    """Summaries, requests, seconds and bytes; seconds of the mean distillation."""
-    results = [json.loads((trial.run / RESULT).read_bytes()) for trial in trials]
-    spent = [result["seconds"] for result in results]
-    phases = {
-        "prepare": ("public",),
-        "sites": ("sites-anchor", "sites-probes"),
-        "distil": ("anchor", "probes", "distil"),
-    }
-    seconds = {
-        name: round(statistics.mean(sum(one.get(part, 0.0) for part in of) for one in spent), 2)
-        for name, of in phases.items()
-    }
-    indices = [hospital.cohort.index for hospital in hospitals]
-    return {
-        "releases": results[0]["releases"],
-        "releases_of_all_sites": sum(one["releases"] for one in results[0]["sites"].values()),
-        "requests": results[0]["requests"],
-        "seconds": {**seconds, "utility": judging_s},
-        "bytes_raw_native": sum(
-            2 * rows * columns
-            for index in indices
-            for rows, columns in zip(index.rows, index.columns, strict=True)
-        ),
-        "training_patients": len(train),
-        "training_slices": sum(len(slices) for slices in train),
-        "sites": results[0]["sites"],
-        "pooled": {one.name: list(one.folders) for one in hospitals if len(one.folders) > 1},
-        "provenance": results[0]["provenance"],
-    }
-
-
-def _read(folder: Path, contract: RunContract, sequence: str | None = None) -> list[FloatArray]:
-    task = contract.task
-    return read_images(
-        folder,
-        size_px=task.size_px,
-        low=task.window[0],
-        high=task.window[1],
-        modality=task.modality,
-        sequence=sequence,
-    )
-
-
-def _prior(contract: RunContract, public: Sequence[FloatArray] | None) -> Prior:
-    shown = None if public is None else torch.from_numpy(np.concatenate(list(public)))
-    return build_prior(contract, public=shown)
-
-
-def _short(sources: Sources, *more: object) -> str:
-    """A name for the sites' homes: of the same patients under the same name."""
-    about = (sources.data.resolve(), sources.split, sources.holdout is None, sources.sequence)
-    return hashlib.sha256(repr((*about, *more)).encode()).hexdigest()[:16]
-
-
-def settled(
-    file: Path | None, *, task: str | None, prior: str | None, images: int | None, quick: bool
-) -> RunContract:
-    """The contract of a file, or the defaults, with what the command line says put over it.
-
-    Raises ``ContractError`` naming the field and the fix.
-    """
-    contract = read_contract(file) if file else RunContract(name="simulation")
-    changes: dict[str, Any] = {}
-    try:
-        if task is not None and task != contract.task.name:
-            changes["task"] = TypeAdapter(Task).validate_python(
-                {"name": task, "size_px": contract.task.size_px}
-            )
-        is_mr = changes.get("task", contract.task).modality == "MR"
-        source = contract.prior.model_dump()
-        if is_mr and (file is None or "task" in changes):
-            source["anatomy"] = "head"
-        if is_mr and file is None:
-            changes["min_patients"] = 2  # brains are few: five a site would leave no site
-        if prior is not None:
-            source["kind"] = prior
-        if source["kind"] in ("public", "both") and source["license"] is None:
-            source |= {"license": "NOASSERTION", "statement": UNSTATED}
-        changes["prior"] = PriorSource.model_validate(source)
-        if images is not None:
-            changes["images"] = images
-        if quick:
-            probes, anchor = contract.probes, contract.anchor
-            changes["probes"] = probes.model_copy(update={"steps": _third(probes.steps)})
-            changes["anchor"] = anchor.model_copy(
-                update={
-                    "local_steps": _third(anchor.local_steps),
-                    "public_steps": _third(anchor.public_steps),
-                }
-            )
-        return RunContract.model_validate({**dict(contract), **changes})
-    except ValidationError as error:
-        hint = "; ct-kernel needs its fitted curves: give --contract" if task == "ct-kernel" else ""
-        raise ContractError(f"{file or 'the command line'}: {explain(error)}{hint}") from None
-
-
-def _network(text: str | None, contract: RunContract) -> Network:
-    """The judges' network: the contract's student, unless another one is named."""
-    if text is None:
-        return contract.student
-    try:
-        return read_network(text)
-    except ValueError as error:
-        raise ContractError(f"--judge {text}: {error}") from None
-
-
-def _third(steps: int) -> int:
-    return max(1, steps // QUICK_SHARE)
-
-
-def command(
-    data: Annotated[Path, typer.Option(help="Folder with one folder hospital-* a site.")],
-    contract: Annotated[
-        Path | None, typer.Option(help="Contract in TOML; the defaults where absent.")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Task instead of the contract's, with its defaults.")
-    ] = None,
-    prior: Annotated[
-        str | None, typer.Option(help="phantom, public or both, instead of the contract's.")
-    ] = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="Distilled pairs, instead of the contract's.")
-    ] = None,
-    holdout: Annotated[
-        Path | None, typer.Option(help="Images to judge on, instead of a split of --data.")
-    ] = None,
-    split: Annotated[
-        Split, typer.Option(help="Which third of each hospital's patients is judged on.")
-    ] = "choosing",
-    public: Annotated[
-        Path | None,
-        typer.Option(help=f"Public images; else {PRIOR_FOLDER} in --data, for a public prior."),
-    ] = None,
-    sequence: Annotated[
-        str | None, typer.Option(help="MR series to take, such as FLAIR, by their name.")
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="Network to judge with, such as unet:width=16; else the student."),
-    ] = None,
-    distillations: Annotated[
-        int | None, typer.Option(min=1, help="Distillations of consecutive seeds. [default: 3]")
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Judges of each set. [default: 3]")
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"Training steps of each judge. [default: {CONVERGED_STEPS}]"),
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A smaller benchmark, far from convergence.")
-    ] = False,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder to keep everything in, to go on from.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write everything there as JSON.")
-    ] = None,
-) -> None:
-    """Distil with simulated hospitals, and print what the pairs are worth beside every control.
-
-    No Flower, no release. Interrupted, it goes on where it stopped if --run was given.
-    """
-    with contextlib.ExitStack() as stack:
+    hospitals = []
+    for names in pools:
+        name = names[0].lower()
+        together = trained[names[0]] if len(names) == 1 else _joined(trained, names)
         try:
-            agreed = settled(contract, task=task, prior=prior, images=images, quick=quick)
-            if public is None and agreed.prior.kind != "phantom":
-                public = data / PRIOR_FOLDER
-            table = simulate(
-                agreed,
-                Sources(data, holdout, public, split, sequence),
-                judge=Judge(
-                    task=agreed.task,
-                    network=_network(judge, agreed),
-                    steps=steps or (QUICK_STEPS if quick else CONVERGED_STEPS),
-                    seeds=seeds or (2 if quick else 3),
-                    workers=workers,
-                    device="cuda" if torch.cuda.is_available() else "cpu",
-                ),
-                distillations=distillations or (1 if quick else 3),
-                place=run or Path(stack.enter_context(tempfile.TemporaryDirectory())),
+            build_cohort(homes / name / "cohort", together, modality=task.modality)
+        except CohortError as error:
+            raise HospitalError(str(error)) from None
+        hospitals.append(Hospital(name, homes / name, names))
+    return hospitals, apart
+
+
+def _patients(folder: Path, task: Task, sequence: str | None) -> list[PatientSlices]:
+    try:
+        return list(
+            read_folder(
+                folder,
+                pseudonym_key=PSEUDONYM_KEY,
+                slices_per_patient=SLICES_PER_PATIENT,
+                report=IntakeReport(),
+                modality=task.modality,
+                sequence=sequence,
             )
-        except (ContractError, ReaderError, IntakeError, CohortError, PriorError) as error:
-            _fail(str(error))
-        except RuntimeError as error:
-            if type(error) is RuntimeError:
-                raise
-            _fail(str(error))
-        except KeyboardInterrupt:
-            typer.echo("interrupted; nothing finished is lost" if run else "interrupted", err=True)
-            raise typer.Exit(130) from None
-    typer.echo(text_of(table))
-    if json_file is not None:
-        write_durably(json_file.absolute(), json.dumps(table, indent=2).encode(), mode=0o644)
-
-
-def text_of(table: dict[str, Any]) -> str:
-    """The table, what the gate says, and how far the figures may be trusted."""
-    lines = [
-        table_text(table),
-        f"{'gate':<24} {'passed' if table['gate']['passed'] else 'REFUSED'}",
-    ]
-    lines[-1] += f": {table['gate']['reason']}"
-    lines.append(
-        f"{table['judged_patients']} judged patients, {table['judged_slices']} slices; "
-        f"intervals are 95% over patients"
-    )
-    if table["pooled"]:
-        together = "; ".join(" + ".join(folders) for folders in table["pooled"].values())
-        lines.append(f"too few patients a hospital: pooled {together}")
-    if not table["converged"]:
-        lines.append(
-            f"NOT CONVERGED: {table['steps']} steps a judge, not {CONVERGED_STEPS}; "
-            "every row would rise, full most"
         )
-    return "\n".join(lines)
+    except IntakeError as error:
+        raise HospitalError(str(error)) from None
 
 
-def _fail(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1) from None
+def _joined(
+    patients: Mapping[str, Sequence[PatientSlices]], names: Sequence[str]
+) -> list[PatientSlices]:
+    """The patients of several folders, under pseudonyms that tell folders apart."""
+    joined = [
+        PatientSlices(
+            hashlib.sha256(f"{name}/{patient.pseudonym}".encode()).hexdigest()[:32], patient.slices
+        )
+        for name in names
+        for patient in patients[name]
+    ]
+    return sorted(joined, key=lambda patient: patient.pseudonym)
+
+
+def split_patients(
+    patients: Sequence[PatientSlices], split: Split | None
+) -> tuple[list[PatientSlices], list[PatientSlices]]:
+    """(trained on, kept apart) of a hospital's patients, by the order of their pseudonyms.
+
+    The patients kept apart in the two splits are never the same.
+    """
+    if split is None:
+        return list(patients), []
+    ordered = sorted(patients, key=lambda patient: patient.pseudonym)
+    held = [place % SPLIT_BY == HELD_OUT[split] for place in range(len(ordered))]
+    return (
+        [patient for patient, out in zip(ordered, held, strict=True) if not out],
+        [patient for patient, out in zip(ordered, held, strict=True) if out],
+    )
+
+
+def pooled(patients: Mapping[str, int], *, least: int) -> list[tuple[str, ...]]:
+    """Folders in their order, joined until each pool has ``least`` patients; none if all have less.
+
+    What is left over joins the last pool.
+    """
+    pools: list[tuple[str, ...]] = []
+    open_pool: tuple[str, ...] = ()
+    for name, count in patients.items():
+        if not count:
+            continue
+        open_pool = (*open_pool, name)
+        if sum(patients[one] for one in open_pool) >= least:
+            pools.append(open_pool)
+            open_pool = ()
+    if open_pool and pools:
+        pools[-1] = (*pools[-1], *open_pool)
+    return pools
+
+
+def in_process(hospitals: Sequence[Hospital], *, modality: Modality, outboxes: Path) -> Exchange:
+    """An exchange that asks each hospital's worker function in turn; ``outboxes`` is the run's."""
+    opened = [
+        (_settings(one, modality), one.cohort, Outbox(outboxes / one.name)) for one in hospitals
+    ]
+
+    def exchange(payload: bytes, round: int) -> Mapping[str, bytes]:
+        return {
+            settings.name: answer(payload, settings=settings, cohort=cohort, outbox=outbox)
+            for settings, cohort, outbox in opened
+        }
+
+    return exchange
+
+
+def _settings(hospital: Hospital, modality: Modality) -> SiteSettings:
+    """A site that allows whatever a contract can ask: here nobody has to be protected from it."""
+    return SiteSettings(
+        home=hospital.home,
+        name=hospital.name,
+        aggregator="localhost:1",
+        images=hospital.home,
+        modality=modality,
+        policy=Policy(
+            min_patients=2,
+            max_local_steps=5_000,
+            max_probes=4_096,
+            max_parameters=100_000_000,
+            tasks=_all_of("tasks"),
+            granularities=_all_of("granularities"),
+        ),
+    )
+
+
+def _all_of(field: str) -> typing.Any:
+    """Every value a policy's tuple of literals may hold."""
+    (literal, *_) = typing.get_args(Policy.model_fields[field].annotation)
+    return typing.get_args(literal)
+
+
+def _windowed(patient: PatientSlices, task: Task) -> NDArray[np.float32]:
+    low, high = task.window
+    return windowed(
+        [(one.pixels, one.spacing_mm) for one in patient.slices],
+        size_px=task.size_px,
+        low=low,
+        high=high,
+    )

@@ -21,7 +21,7 @@ from aggregator.distill.controls import noise_targets
 from aggregator.distill.distiller import Distiller
 from aggregator.distill.prior import PriorError, build_prior
 from aggregator.federation import CHECKPOINT, EVENTS, PAIRS, FederationError, federate
-from aggregator.hospitals import Hospital, in_process
+from aggregator.simulate import Hospital, in_process
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.processes import die_with_parent

@@ -71,7 +71,7 @@ class Utility(BaseModel):
     distance_to_full_interval: Interval | None = None
     above_real_same_bytes: float | None = Field(None, description="dB")
     above_real_same_bytes_interval: Interval | None = None
-    releases: int | None = Field(None, description="gradient vectors of the site that released most")
+    releases: int | None = Field(None, description="gradient vectors of a site, at most")
     requests: int | None = Field(None, description="Flower rounds")
     bytes_published: int | None = None
     bytes_raw: int | None = Field(None, description="of the hospitals' training images")

@@ -1,177 +1,142 @@
-import json
-import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
-from typer.testing import CliRunner
 
-from aggregator.cli import app
-from aggregator.simulate import command, settled
-from aggregator.utility import ROWS, gate
-from shared.contract import ContractError
+from aggregator.simulate import in_process, open_hospitals, pooled, split_patients
+from shared.contract import Anchor, Probes, RunContract
+from shared.messages import SummaryHeader, decode, encode, probe_batch
+from shared.networks import initial_weights
+from shared.readers import ReaderError
+from shared.tasks.settings import CtDenoise
+from site_agent.intake.slices import PatientSlices
 
-TINY = """
-name = "tiny"
-images = 2
-min_patients = 2
-[task]
-size_px = 32
-pixel_mm = 9.0
-angles = 60
-bins = 48
-[student]
-depth = 2
-width = 4
-[anchor_network]
-depth = 2
-width = 4
-[probes]
-requests = 1
-depths = [3, 6]
-steps = 3
-clip_norm = 10.0
-[anchor]
-rounds = 1
-local_steps = 3
-public_steps = 4
-crop_px = 16
-"""
-
-if not any(one.name == "simulate" for one in app.registered_commands):
-    app.command("simulate")(command)
+CONTRACT = RunContract(
+    name="ct",
+    task=CtDenoise(size_px=32, angles=60, bins=48, pixel_mm=9.0),
+    images=2,
+    min_patients=2,
+    probes=Probes(requests=1, depths=(1,)),
+    anchor=Anchor(rounds=0, crop_px=16),
+)
+WriteHospitals = Callable[..., Path]
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    folder = tmp_path / "data"
-    for name, patients in (("hospital-a", 4), ("hospital-b", 3), ("public-prior", 1)):
-        for number in range(patients):
-            place = folder / name / f"p{number}"
-            place.mkdir(parents=True)
-            voxels = random.integers(-1000, 500, size=(2, 32, 32), dtype=np.int16)
-            volume = SimpleITK.GetImageFromArray(voxels)
-            volume.SetSpacing((9.0, 9.0, 3.0))
-            SimpleITK.WriteImage(volume, str(place / "ct.nii.gz"))
-    (tmp_path / "tiny.toml").write_text(TINY)
-    return folder
+def write_hospitals(tmp_path: Path) -> WriteHospitals:
+    """A folder of hospitals with so many patients each, two slices a patient."""
+
+    def write(**patients: int) -> Path:
+        random = np.random.default_rng(0)
+        for hospital, count in patients.items():
+            for number in range(count):
+                folder = tmp_path / "data" / f"hospital-{hospital}" / f"p{number}"
+                folder.mkdir(parents=True)
+                voxels = random.integers(-1000, 500, size=(2, 32, 32), dtype=np.int16)
+                volume = SimpleITK.GetImageFromArray(voxels)
+                volume.SetSpacing((2.0, 2.0, 3.0))
+                SimpleITK.WriteImage(volume, str(folder / "ct.nii.gz"))
+        return tmp_path / "data"
+
+    return write
 
 
-def simulate(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["simulate", *map(str, arguments)])
-    return result.exit_code, result.output
+def patients(count: int) -> list[PatientSlices]:
+    return [PatientSlices(f"{number:02d}", []) for number in reversed(range(count))]
 
 
-def test_the_command_line_goes_over_the_contract(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY)
-    contract = settled(tmp_path / "tiny.toml", task="ct-sr", prior="both", images=5, quick=False)
-    assert contract.task.name == "ct-sr"
-    assert contract.task.size_px == 32
-    assert (contract.prior.kind, contract.images, contract.min_patients) == ("both", 5, 2)
-    assert contract.anchor.local_steps == 3
-    same = settled(tmp_path / "tiny.toml", task="ct-denoise", prior=None, images=None, quick=False)
-    assert same.task.angles == 60  # type: ignore[union-attr]
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 15])
+def test_the_splits_keep_different_patients_apart(count: int) -> None:
+    everyone = {one.pseudonym for one in patients(count)}
+    held = {}
+    for split in ("choosing", "reporting"):
+        kept, apart = split_patients(patients(count), split)
+        held[split] = {one.pseudonym for one in apart}
+        assert {one.pseudonym for one in kept} == everyone - held[split]
+    assert held["choosing"] == {f"{n:02d}" for n in range(0, count, 3)}
+    assert held["reporting"] == {f"{n:02d}" for n in range(1, count, 3)}
+    assert held["choosing"].isdisjoint(held["reporting"])
 
 
-def test_mr_without_a_contract_shows_heads_and_takes_few_patients() -> None:
-    contract = settled(None, task="mr-sr", prior=None, images=None, quick=False)
-    assert contract.task.name == "mr-sr"
-    assert (contract.prior.anatomy, contract.min_patients) == ("head", 2)
-
-
-def test_quick_takes_a_third_of_the_steps() -> None:
-    whole, quick = (
-        settled(None, task=None, prior=None, images=None, quick=quick) for quick in (False, True)
-    )
-    assert quick.anchor.local_steps == whole.anchor.local_steps // 3
-    assert quick.anchor.public_steps == whole.anchor.public_steps // 3
-    assert quick.probes.steps == whole.probes.steps // 3
-    assert quick.anchor.rounds == whole.anchor.rounds
+def test_with_a_holdout_of_its_own_everyone_is_trained_on() -> None:
+    kept, apart = split_patients(patients(4), None)
+    assert (len(kept), apart) == (4, [])
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("counts", "least", "pools"),
     [
-        ({"task": "ct-denoize"}, "ct-denoise"),
-        ({"task": "ct-kernel"}, "transfer: Field required.*give --contract"),
-        ({"prior": "atlas"}, "kind"),
-        ({"images": 5000}, "images"),
+        ({"a": 5, "b": 6}, 5, [("a",), ("b",)]),
+        ({"a": 1, "b": 1, "c": 1}, 2, [("a", "b", "c")]),
+        ({"a": 1, "b": 1, "c": 1, "d": 1}, 2, [("a", "b"), ("c", "d")]),
+        ({"a": 3, "b": 0, "c": 1}, 3, [("a", "c")]),
+        ({"a": 1, "b": 1}, 3, []),
     ],
 )
-def test_what_cannot_be_names_the_field(given: dict[str, object], message: str) -> None:
-    with pytest.raises(ContractError, match=message):
-        settled(None, **{"task": None, "prior": None, "images": None, "quick": False, **given})  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-def test_a_whole_benchmark_and_the_same_again(data: Path, tmp_path: Path) -> None:
-    common = [
-        *("--data", data, "--contract", tmp_path / "tiny.toml", "--prior", "both"),
-        *("--distillations", 2, "--seeds", 2, "--steps", 6, "--run", tmp_path / "run"),
-    ]
-    code, text = simulate(*common, "--json", tmp_path / "one.json")
-    assert code == 0, text
-    table = json.loads((tmp_path / "one.json").read_text())
-    assert tuple(table["rows"]) == ROWS
-    runs = {name: row["psnr"]["n"] for name, row in table["rows"].items()}
-    each = ("prior_warped", "public_anchored", "noise_targets", "distilled")
-    assert runs == {
-        **dict.fromkeys(ROWS, 2),
-        **dict.fromkeys(each, 4),
-        "input": 1,
-        "anchor": 2,
-    }
-    assert all(len(row["patients"]) == 3 for row in table["rows"].values())
-    assert table["judged_patients"] == 3
-    assert table["training_patients"] == 4
-    assert set(table["seconds"]) == {"prepare", "sites", "distil", "utility"}
-    assert table["releases"] == 1 + 2
-    assert table["releases_of_all_sites"] == 2 * (1 + 2)
-    assert table["requests"] == 2
-    assert table["bytes_published"] == 2 * 2 * 32 * 32 * 4
-    assert table["bytes_raw"] == 4 * 2 * 32 * 32 * 4
-    assert table["bytes_raw_native"] == 4 * 2 * 32 * 32 * 2
-    assert table["gate"]["passed"] == gate(table).passed
-    assert table["converged"] is False
-    assert "NOT CONVERGED: 6 steps a judge" in text
-    for name in (
-        *("best_null", "worth_of_hospital_data", "share_recovered", "share_recovered_interval"),
-        *("gain_over_best_null", "gain_interval", "gap_closed", "distance_to_full"),
-    ):
-        assert name in table
-    assert not any(name in json.dumps(table) for name in (str(tmp_path), "p0", "p1"))
-
-    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "judged").iterdir()}
-    code, text = simulate(*common, "--json", tmp_path / "two.json")
-    assert code == 0, text
-    assert json.loads((tmp_path / "two.json").read_text()) == table
-    assert {path: path.stat().st_mtime_ns for path in trained} == trained
-
-    judged_by = ["--judge", "unet:levels=1,width=4", "--json", tmp_path / "three.json"]
-    code, text = simulate(*common, *judged_by)
-    assert code == 0, text
-    other = json.loads((tmp_path / "three.json").read_text())
-    assert other["judge"]["kind"] == "unet"
-    assert other["pairs_sha256"] == table["pairs_sha256"], "nothing was distilled again"
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("--judge", "resnet"), "--judge resnet: no such network"),
-        (("--task", "mr-sr"), "no axial MR|has fewer training patients"),
-        (("--images", 5000), "images"),
-        (("--holdout", "nowhere"), "nowhere"),
-    ],
-)
-def test_bad_input_is_told_without_a_traceback(
-    data: Path, tmp_path: Path, more: tuple[object, ...], message: str
+def test_small_hospitals_are_pooled(
+    counts: dict[str, int], least: int, pools: list[tuple[str, ...]]
 ) -> None:
-    contract = ("--contract", tmp_path / "tiny.toml")
-    code, text = simulate("--data", data, *contract, *more)
-    assert code == 1
-    assert text.startswith("error: ")
-    assert "Traceback" not in text
-    assert re.search(message, text), text
+    assert pooled(counts, least=least) == pools
+
+
+def test_hospitals_train_on_those_who_are_not_judged(
+    write_hospitals: WriteHospitals, tmp_path: Path
+) -> None:
+    data = write_hospitals(a=6, b=3)
+    seen = {}
+    for split in ("choosing", "reporting"):
+        hospitals, apart = open_hospitals(
+            data, contract=CONTRACT, homes=tmp_path / split, split=split, sequence=None
+        )
+        assert [one.name for one in hospitals] == ["hospital-a", "hospital-b"]
+        trained = [one for site in hospitals for one in site.training_images(CONTRACT.task)]
+        assert len(trained) == 6
+        assert len(apart) == 3
+        assert all(one.shape == (2, 1, 32, 32) for one in [*trained, *apart])
+        judged = {one.tobytes() for one in apart}
+        assert judged.isdisjoint({one.tobytes() for one in trained})
+        seen[split] = judged
+    assert seen["choosing"].isdisjoint(seen["reporting"])
+
+
+def test_too_few_patients_are_named(write_hospitals: WriteHospitals, tmp_path: Path) -> None:
+    contract = CONTRACT.model_copy(update={"min_patients": 5})
+    with pytest.raises(ReaderError, match=r"min_patients 5 \(hospital-a 1, hospital-b 2\)"):
+        open_hospitals(
+            write_hospitals(a=1, b=2),
+            contract=contract,
+            homes=tmp_path / "homes",
+            split=None,
+            sequence=None,
+        )
+    with pytest.raises(ReaderError, match="no folder named hospital"):
+        open_hospitals(
+            tmp_path / "homes", contract=contract, homes=tmp_path, split=None, sequence=None
+        )
+
+
+def test_pooled_hospitals_answer_as_one_site(
+    write_hospitals: WriteHospitals, tmp_path: Path
+) -> None:
+    hospitals, _ = open_hospitals(
+        write_hospitals(a=1, b=1),
+        contract=CONTRACT,
+        homes=tmp_path / "homes",
+        split=None,
+        sequence=None,
+    )
+    assert [(one.name, one.folders) for one in hospitals] == [
+        ("hospital-a", ("hospital-a", "hospital-b"))
+    ]
+    weights = initial_weights(CONTRACT.student, seed=0)[None].numpy()
+    request = probe_batch(
+        contract=CONTRACT, round=1, kind="gradients", network="student", weights=weights
+    )
+    ask = in_process(hospitals, modality="CT", outboxes=tmp_path / "outbox")
+    answers = ask(encode(request), 1)
+    answered = decode(answers["hospital-a"])
+    assert isinstance(answered.header, SummaryHeader)
+    assert answered.arrays["values"].shape == weights.shape
+    assert (tmp_path / "outbox" / "hospital-a").is_dir()

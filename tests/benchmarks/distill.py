@@ -29,12 +29,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aggregator.arms import Arm
+from aggregator.benchmark import PRIOR_FOLDER, settled
 from aggregator.distill.matching import filterwise_cosine
 from aggregator.distill.prior import build_prior
 from aggregator.federation import PAIRS, RESULT, federate
-from aggregator.hospitals import in_process, open_hospitals
 from aggregator.judges import Judge, judge_arms
-from aggregator.simulate import PRIOR_FOLDER, settled
+from aggregator.simulate import in_process, open_hospitals
 from shared.contract import RunContract
 from shared.networks import apply_network, initial_weights, restoration_loss
 from shared.readers import read_images

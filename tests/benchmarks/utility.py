@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from figure import draw
 
-from aggregator.judges import Judge
-from aggregator.simulate import (
+from aggregator.benchmark import (
     CONVERGED_STEPS,
     PRIOR_FOLDER,
     QUICK_STEPS,
@@ -29,6 +28,7 @@ from aggregator.simulate import (
     simulate,
     text_of,
 )
+from aggregator.judges import Judge
 from shared.architectures import read_network
 from shared.contract import RunContract
 
