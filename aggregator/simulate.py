@@ -1,7 +1,7 @@
 """The federation in one process: folders of images as sites, some patients kept apart.
 
-The one module of the aggregator that imports the site's code. Each is indexed into a cohort and
-asked through the same worker function as in a deployment. The splits are by patient: those kept
+The one module of the aggregator that imports the site's code. Each folder is indexed and
+asked through the same worker function as in a deployment. Splits are by patient: those kept
 apart are in no cohort.
 """
 
