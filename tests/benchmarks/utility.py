@@ -29,6 +29,7 @@ from aggregator.benchmark import (
     text_of,
 )
 from aggregator.judges import Judge
+from aggregator.utility import ROWS
 from shared.architectures import read_network
 from shared.contract import RunContract
 
@@ -54,12 +55,15 @@ def main() -> int:
         help="contract of a task in TOML; ct-kernel needs one",
     )
     parser.add_argument("--vary", nargs="+", default=[], metavar="FIELD=V,V", help="of a contract")
-    parser.add_argument("--prior", default="both", choices=("phantom", "public", "both"))
+    parser.add_argument("--prior", default="phantom", choices=("phantom", "public", "both"))
     parser.add_argument("--images", type=int)
     parser.add_argument("--split", default="choosing", choices=("choosing", "reporting"))
     parser.add_argument("--distillations", type=int)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--steps", type=int)
+    parser.add_argument(
+        "--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="rows to judge"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--run", type=Path, help="folder to go on from")
@@ -84,6 +88,7 @@ def main() -> int:
             judge=judge,
             distillations=given.distillations or (1 if given.quick else 3),
             place=place,
+            rows=given.rows,
         )
         tables.append({"label": label, "network_named": network, **table})
         print(f"\n{label}\n{text_of(table)}")
@@ -111,7 +116,7 @@ def benchmarks(given: argparse.Namespace) -> Iterator[tuple[RunContract, Sources
         data = given.data / ("mr" if is_mr else "ct")
         sources = Sources(
             data,
-            public=None if given.prior == "phantom" else data / PRIOR_FOLDER,
+            public=data / PRIOR_FOLDER,  # nulls have it even where the distilled images do not
             split=given.split,
             sequence=MR_SEQUENCE if is_mr else None,
         )
@@ -138,7 +143,7 @@ Bar = tuple[str, str, Callable[[dict[str, Any]], bool]]
 
 
 def bars(table: dict[str, Any]) -> list[Bar]:
-    """The issue's bars for a table: figure, bar in words, whether it is cleared."""
+    """The bars for a table: figure, bar in words, whether it is cleared."""
     contract = RunContract.model_validate(table["contract"])
     own = table["network_named"] == STUDENT
     asked = 0.85 if contract.task.modality == "MR" else 0.65
