@@ -33,7 +33,7 @@ class PriorSource(Frozen):
         description="procedural; a public volume; half and half; or a consented person's volume",
     )
     anatomy: Literal["thorax", "abdomen", "head"] = Field(
-        "thorax", description="what the phantoms show"
+        "thorax", description="what the phantoms show; in MR the head, where nothing is said"
     )
     textured: bool = Field(True, description="phantoms with parenchymal and vessel texture")
     license: str | None = Field(
@@ -130,7 +130,7 @@ class RunContract(Frozen):
     )
     min_patients: int = Field(5, ge=2, le=10_000, description="patients behind every summary")
     images: int = Field(8, ge=1, le=1024, description="distilled pairs to publish")
-    prior: PriorSource = PriorSource()
+    prior: PriorSource = Field(PriorSource(), validate_default=True)
     spg: Spg = Spg()
     student: Network = Residual()
     anchor_network: Network = Residual(depth=6, width=32)
@@ -145,6 +145,17 @@ class RunContract(Frozen):
             tag = "name" if about.field_name == "task" else "kind"
             return {tag: "ct-denoise" if tag == "name" else "residual", **value}
         return value
+
+    @field_validator("prior", mode="after")
+    @classmethod
+    def _brains_for_mr(cls, value: PriorSource, about: ValidationInfo) -> PriorSource:
+        """A contract that names no anatomy means the head in MR, the thorax in CT."""
+        task = about.data.get("task")
+        if task is None or task.modality == "CT" or "anatomy" in value.model_fields_set:
+            return value
+        return PriorSource.model_validate(
+            {**value.model_dump(exclude_unset=True), "anatomy": "head"}
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunContract":

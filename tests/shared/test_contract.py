@@ -32,6 +32,20 @@ def test_digest_survives_a_round_trip_and_changes_with_any_field() -> None:
     assert len({contract.digest(), *(other.digest() for other in others)}) == 4
 
 
+def test_the_phantoms_of_an_mr_contract_are_heads_unless_it_says_otherwise() -> None:
+    def anatomy(**fields: object) -> str:
+        contract = RunContract.model_validate({"name": "mr", **fields})
+        again = RunContract.model_validate_json(contract.model_dump_json())
+        assert again.digest() == contract.digest()
+        return contract.prior.anatomy
+
+    mr = {"name": "mr-denoise"}
+    assert anatomy() == "thorax"
+    assert anatomy(task=mr) == "head"
+    assert anatomy(task=mr, prior={"textured": False}) == "head"
+    assert anatomy(task=mr, prior={"anatomy": "abdomen"}) == "abdomen"
+
+
 def test_a_contract_is_immutable_and_refuses_unknown_fields() -> None:
     contract = RunContract(name="ct-low-dose")
     with pytest.raises(ValidationError, match="frozen"):
