@@ -217,6 +217,7 @@ def _personalised(contract: RunContract) -> str:
         text
         for allowed, text in (
             (spg.tone, "a monotone tone curve"),
+            (spg.spectrum, "gains of four bands of spatial frequency"),
             (spg.warp, f"a diffeomorphic warp of at most {spg.warp_px:g} pixels"),
             (
                 spg.residual,
