@@ -263,7 +263,7 @@ def command(
     ] = "choosing",
     public: Annotated[
         Path | None,
-        typer.Option(help=f"Public images; else {PRIOR_FOLDER} in --data, for a public prior."),
+        typer.Option(help=f"Public images; else {PRIOR_FOLDER} in --data, if it is there."),
     ] = None,
     sequence: Annotated[
         str | None, typer.Option(help="MR series to take, such as FLAIR, by their name.")
@@ -300,8 +300,9 @@ def command(
     with contextlib.ExitStack() as stack:
         try:
             agreed = settled(contract, task=task, prior=prior, images=images, quick=quick)
-            if public is None and agreed.prior.kind != "phantom":
-                public = data / PRIOR_FOLDER
+            beside = data / PRIOR_FOLDER
+            if public is None and (agreed.prior.kind != "phantom" or beside.is_dir()):
+                public = beside  # nulls have it even where the distilled images do not
             table = simulate(
                 agreed,
                 Sources(data, holdout, public, split, sequence),
@@ -332,15 +333,13 @@ def command(
 
 def text_of(table: dict[str, Any]) -> str:
     """The table, what the gate says, and how far the figures may be trusted."""
+    verdict = "passed" if table["gate"]["passed"] else "REFUSED"
     lines = [
         table_text(table),
-        f"{'gate':<24} {'passed' if table['gate']['passed'] else 'REFUSED'}",
-    ]
-    lines[-1] += f": {table['gate']['reason']}"
-    lines.append(
+        f"{'gate':<24} {verdict}: {table['gate']['reason']}",
         f"{table['judged_patients']} judged patients, {table['judged_slices']} slices; "
-        f"intervals are 95% over patients"
-    )
+        "intervals are 95% over patients",
+    ]
     if table["pooled"]:
         together = "; ".join(" + ".join(folders) for folders in table["pooled"].values())
         lines.append(f"too few patients a hospital: pooled {together}")

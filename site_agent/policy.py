@@ -26,7 +26,7 @@ class Policy(Frozen):
         64, ge=1, le=4_096, description="weight vectors (gradients) in one request"
     )
     max_parameters: int = Field(
-        1_000_000, ge=1, le=100_000_000, description="parameters of a contract's networks"
+        2_000_000, ge=1, le=100_000_000, description="parameters of a contract's networks"
     )
     tasks: tuple[PhysicalTask, ...] = Field(
         get_args(PhysicalTask), description="tasks the site takes part in"
