@@ -52,6 +52,7 @@ Means over {report["patients"]} patients ({report["slices"]} slices) of whoever 
 ```python
 import torch
 from shared.release.model import load_model
+
 enhance = load_model(".")  # the folder of this card
 lq = torch.rand(1, 1, {size}, {size})  # your images: {window_in_words(task)}
 hq = enhance(lq)
