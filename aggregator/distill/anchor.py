@@ -10,19 +10,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+TRIMMED_FROM_SITES = 5
+"""Sites from which on a coordinate's extremes are left out: of fewer, too little would be left."""
+
 
 def averaged(values: Sequence[Tensor], *, patients: Sequence[int]) -> Tensor:
     """Mean of the sites' (K, D) answers, weighted by their (bucketed) numbers of patients.
 
-    A site counts at most twice the median site: a large claim buys no majority. Raises
-    ``ValueError`` on no answers.
+    A site counts at most twice the median site: a large claim buys no majority. From five sites on
+    the mean is trimmed (Yin et al., ICML 2018): at each coordinate a fifth of the sites at either
+    end is left out, so that a site that answers wildly moves nothing beyond what the others span.
+    Raises ``ValueError`` on no answers.
     """
     if not values:
         raise ValueError("nothing to average")
     counts = torch.tensor([float(count) for count in patients])
     shares = counts.clamp(max=2 * float(counts.median()))
     shares = shares / shares.sum()
-    return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(0)
+    if len(values) < TRIMMED_FROM_SITES:
+        weighed = [share * value for share, value in zip(shares, values, strict=True)]
+        return torch.stack(weighed).sum(0)
+    stack, cut = torch.stack(list(values)), len(values) // TRIMMED_FROM_SITES
+    place = stack.argsort(dim=0, stable=True).argsort(dim=0)
+    kept = (place >= cut) & (place < len(values) - cut)
+    weights = shares.to(stack)[:, None, None] * kept
+    return (weights * stack).sum(0) / weights.sum(0)
 
 
 def descend(weights: Tensor, descent: Tensor) -> Tensor:

@@ -15,6 +15,23 @@ def test_a_huge_claim_buys_no_majority() -> None:
     assert share == pytest.approx(0.5)  # twice the median against the two others
 
 
+def test_from_five_sites_on_the_extremes_of_each_coordinate_are_left_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(2, 7, generator=generator) for _ in range(5)]
+    expected = torch.stack(values).sort(dim=0).values[1:4].mean(dim=0)
+    torch.testing.assert_close(averaged(values, patients=[10] * 5), expected)
+
+
+@pytest.mark.parametrize("wild", [1e6, -1e6])
+def test_one_wild_site_of_five_moves_nothing_beyond_what_the_others_span(wild: float) -> None:
+    honest = [torch.full((1, 3), float(number)) for number in range(4)]
+    bad = torch.full((1, 3), wild)
+    mean = averaged([*honest, bad], patients=[10, 20, 10, 20, 20])
+    assert 0 <= float(mean.min()) <= float(mean.max()) <= 3
+    # The control: among four it does, and the mean of all would.
+    assert averaged([*honest[:3], bad], patients=[10] * 4).abs().max() > 1e4
+
+
 def test_a_descent_is_subtracted() -> None:
     assert descend(torch.tensor([1.0]), torch.tensor([0.25])).tolist() == [0.75]
 
