@@ -84,6 +84,13 @@ def test_the_overview_says_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> N
     assert "NOT CONVERGED" in text
 
 
+def test_a_row_that_was_left_out_is_no_bar_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    utility = script("utility", monkeypatch)
+    text = utility.overview([table(CONTRACT, above_real_same_bytes=None)])
+    (line,) = [line for line in text.splitlines() if "above_real_same_bytes" in line]
+    assert line.endswith("> 0: not measured")
+
+
 def test_a_field_of_a_contract_is_varied_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     utility = script("utility", monkeypatch)
     assert utility.with_field(CONTRACT, "anchor.rounds", 2).anchor.rounds == 2

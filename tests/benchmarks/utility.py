@@ -183,7 +183,10 @@ def overview(tables: list[dict[str, Any]]) -> str:
         for name, bar, cleared in bars(table):
             value, ends = table[name], table.get(interval_of(name))
             between = "–" if not ends else " to ".join(shown(name, end) for end in ends)
-            verdict = "cleared" if cleared(table) else "MISSED"
+            unmeasured = value is None and name != "share_recovered"  # its row was not asked for
+            verdict = "not measured" if unmeasured else "MISSED"
+            if not unmeasured and cleared(table):
+                verdict = "cleared"
             lines.append(
                 f"{table['label']:<36} {name:<22} {shown(name, value):>9}  {between:<18} "
                 f"{bar}: {verdict}"
