@@ -74,11 +74,6 @@ def identity_parameters(images: int, size_px: int, spg: Spg) -> Parameters:
     return parameters
 
 
-def parameter_bytes(parameters: Parameters) -> int:
-    """Bytes of the parameters as float32. They count only if published, and nothing does that."""
-    return sum(4 * value.numel() for value in parameters.values())
-
-
 def personalise(prior: Tensor, parameters: Parameters, spg: Spg) -> Tensor:
     """The persona's images of ``prior``, both (N, 1, S, S) in [0, 1]; differentiable in both."""
     return personalise_at_price(prior, parameters, spg)[0]

@@ -16,7 +16,6 @@ from aggregator.distill.spg import (
     bands,
     displacement,
     identity_parameters,
-    parameter_bytes,
     personalise,
     personalise_at_price,
     residual,
@@ -225,15 +224,9 @@ def test_with_every_part_off_the_images_are_the_prior() -> None:
     nothing = Spg(tone=False, spectrum=False, warp=False, residual=False)
     parameters = identity_parameters(2, 32, nothing)
     assert parameters == {}
-    assert parameter_bytes(parameters) == 0
     images, price = personalise_at_price(prior(), parameters, nothing)
     assert torch.equal(images, prior())
     assert float(price) == 0
-
-
-def test_parameters_are_counted_as_float32() -> None:
-    tone = Spg(spectrum=False, warp=False, residual=False)
-    assert parameter_bytes(identity_parameters(8, 128, tone)) == 8 * 16 * 4
 
 
 def test_the_bands_and_the_coarsest_mean_sum_to_the_image() -> None:
