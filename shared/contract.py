@@ -7,7 +7,7 @@ run: launching the same contract again resumes it, and every message carries it.
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -19,6 +19,8 @@ Name = Literal["student", "anchor"]
 """Which of a contract's two networks a request speaks of."""
 
 Granularity = Literal["patient", "cohort", "federation"]
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""32 bytes in hexadecimal: a SHA-256, or a public key."""
 
 
 class ContractError(ValueError):
@@ -104,15 +106,57 @@ class Anchor(Frozen):
     crop_px: int = Field(32, ge=16, le=512)
     learning_rate: float = Field(1e-3, gt=0, le=1)
     clip_norm: float = Field(
-        3.0, gt=0, le=1e6, description="L2 bound of a site's accumulated gradient"
+        3.0, gt=0, le=1e6, description="L2 bound of one accumulated gradient"
     )
     public_steps: int = Field(3000, ge=0, le=100_000, description="steps of the public start")
+    descent: Literal["site", "patient"] = Field(
+        "site",
+        description="whose local steps are averaged: the site's on all its slices, or each "
+        "patient's own; clip_norm then bounds one patient's",
+    )
     inputs: Literal["matched", "start"] = Field(
         "matched", description="images whose degraded versions the anchor answers for"
     )
     symmetric: bool = Field(
         True, description="targets are the anchor's mean over the eight dihedral transforms"
     )
+
+
+class Privacy(Frozen):
+    """What is done to a summary before it leaves: reduced, clipped patient by patient, noised."""
+
+    directions: int = Field(
+        0, ge=0, le=512, description="public principal directions a descent is projected on; 0: all"
+    )
+    basis: Hex32 | None = Field(
+        None, description="SHA-256 of those directions; launch computes them and fills it in"
+    )
+    sketch: int = Field(
+        0, ge=0, le=65_536, description="dimensions a probe's gradient is sketched to; 0: whole"
+    )
+    epsilon: float | None = Field(
+        None, gt=0, le=1000, description="patient-level DP of the whole run; none: no noise"
+    )
+    delta: float = Field(1e-5, gt=0, lt=0.1, description="the delta that goes with epsilon")
+    noise: Literal["local", "distributed"] = Field(
+        "local", description="each site's noise protects alone; or the secure sum's shares together"
+    )
+    honest: float = Field(
+        1.0, gt=0, le=1, description="of distributed noise, the share of sites that add theirs"
+    )
+    patients: int = Field(
+        10, ge=2, le=10_000, description="public number a site's noised sum is divided by"
+    )
+    sampling: float = Field(
+        1.0, gt=0, le=1, description="chance that a patient takes part in a request (Poisson)"
+    )
+
+
+class Member(Frozen):
+    """A site of a secure sum, and the key it signs with."""
+
+    name: Slug
+    signing_key: Hex32 = Field(description="Ed25519 public key")
 
 
 class RunContract(Frozen):
@@ -136,6 +180,10 @@ class RunContract(Frozen):
     anchor_network: Network = Residual(depth=6, width=32)
     probes: Probes = Probes()
     anchor: Anchor = Anchor()
+    privacy: Privacy = Privacy()
+    members: tuple[Member, ...] = Field(
+        (), max_length=64, description="sites of a secure sum; launch fills them in"
+    )
 
     @field_validator("task", "student", "anchor_network", mode="before")
     @classmethod
@@ -171,6 +219,25 @@ class RunContract(Frozen):
             raise ValueError("probes.requests and anchor.rounds are both 0: nothing to ask a site")
         return self
 
+    @model_validator(mode="after")
+    def _private(self) -> "RunContract":
+        privacy, patient_wise = self.privacy, self.anchor.descent == "patient"
+        if privacy.epsilon is not None and self.anchor.rounds and not patient_wise:
+            raise ValueError("privacy.epsilon needs anchor.descent 'patient': set it")
+        if privacy.directions and not self.anchor.rounds:
+            raise ValueError("privacy.directions project descents: anchor.rounds must not be 0")
+        if privacy.basis is not None and not privacy.directions:
+            raise ValueError("privacy.basis needs privacy.directions above 0")
+        if privacy.noise == "distributed" and self.granularity != "federation":
+            raise ValueError("privacy.noise 'distributed' needs granularity 'federation'")
+        if privacy.sketch and self.probes.distance.startswith("cosine"):
+            raise ValueError("privacy.sketch has no filters: set probes.distance to 'l2' or 'snr'")
+        if self.members and self.granularity != "federation":
+            raise ValueError("members are of a secure sum: set granularity to 'federation'")
+        if len({member.name for member in self.members}) != len(self.members):
+            raise ValueError("members must have names of their own")
+        return self
+
     @property
     def rounds(self) -> int:
         """Flower rounds of the whole run."""
@@ -179,6 +246,14 @@ class RunContract(Frozen):
     def network(self, name: Name) -> Network:
         """The network a request names."""
         return self.student if name == "student" else self.anchor_network
+
+    def foundation(self) -> str:
+        """Digest of what the coordinator wrote, without what launch fills in.
+
+        Of a contract that nothing was filled into, its :meth:`digest`.
+        """
+        bare = {"privacy": self.privacy.model_copy(update={"basis": None}), "members": ()}
+        return self.model_copy(update=bare).digest()
 
     def norm_limit(self, kind: Literal["gradients", "local-steps"]) -> float:
         """The L2 norm that no row of an honest answer exceeds."""

@@ -1,7 +1,7 @@
 """Messages between aggregator and gradient worker, and their codec.
 
 Wire format: one safetensors file. Its metadata holds one key, ``fedstill``, with the canonical JSON
-of the header; its tensors are float32 arrays. No pickle, no code, no other type can be expressed.
+of the header; its tensors are float32 arrays, or uint64 in a masked summary. No pickle, no code, no other type can be expressed.
 numpy alone is needed to read one, so that the Flower client process stays free of torch.
 """
 
@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from shared.contract import Name, RunContract
+from shared.contract import Hex32, Name, RunContract
 from shared.frozen import Frozen, Slug, canonical_json
 
 FloatArray = NDArray[np.float32]
@@ -26,7 +26,12 @@ MAX_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 1 * 2**20
 MAX_PATIENTS = 10_000
 """Most patients in one answer at granularity patient."""
+MAX_ATTEMPTS = 3
+"""How often a round of a secure sum is tried, each time without the sites that dropped out."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Attempt = Annotated[int, Field(ge=1, le=MAX_ATTEMPTS)]
+_ARRAYS = {"weights": "f", "basis": "f", "scales": "f", "values": "f", "masked": "u"}
+"""Names of arrays and their kinds: float32, or uint64."""
 
 
 class MessageError(ValueError):
@@ -43,10 +48,22 @@ class RefusalCode(StrEnum):
     WRONG_MODALITY = "wrong-modality"  # CT asked of a site with MR, or the other way round
     TOO_FEW_PATIENTS = "too-few-patients"
     BAD_WEIGHTS = "bad-weights"  # wrong shape, type, or not finite
+    BAD_REDUCTION = "bad-reduction"  # basis or scales that are not those of the contract, or no such
     ROUND_REUSED = "round-reused"  # another request under a round already answered
+    BAD_MEMBERS = "bad-members"  # of a secure sum: too few, unknown, or a key not signed by its site
+    BUDGET_SPENT = "budget-spent"  # the site's privacy budget does not allow it
+    TOO_OFTEN = "too-often"  # more requests than the site's policy allows in an hour
     NO_COHORT = "no-cohort"  # nothing indexed yet
     WORKER_UNREACHABLE = "worker-unreachable"
     INTERNAL = "internal"  # see the site's log under the incident id
+
+
+class Offer(Frozen):
+    """A member's fresh X25519 key for one attempt at one round, signed by its long-term key."""
+
+    name: Slug
+    public_key: Hex32
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$", description="Ed25519")
 
 
 class ProbeHeader(Frozen):
@@ -56,8 +73,12 @@ class ProbeHeader(Frozen):
     contract: RunContract
     contract_digest: Digest
     round: int = Field(ge=1, le=10_000)
+    attempt: Attempt = 1
     kind: Literal["gradients", "local-steps"]
     network: Name
+    offers: tuple[Offer, ...] = Field(
+        (), max_length=64, description="of a secure sum, every member that takes part"
+    )
 
 
 class SummaryHeader(Frozen):
@@ -67,6 +88,7 @@ class SummaryHeader(Frozen):
     contract_digest: Digest
     request_digest: Digest
     round: int = Field(ge=1, le=10_000)
+    attempt: Attempt = 1
     kind: Literal["gradients", "local-steps"]
     site: Slug
     patients_at_least: int = Field(ge=1, description="patients behind it, rounded down to a bucket")
@@ -80,6 +102,46 @@ class RefusalHeader(Frozen):
     site: Slug
     code: RefusalCode
     incident: str = Field(pattern=r"^[0-9a-f]{12}$")
+
+
+class KeyQueryHeader(Frozen):
+    """Aggregator to site: a fresh key for one attempt at a round of a secure sum."""
+
+    type: Literal["key-query"] = "key-query"
+    contract: RunContract
+    contract_digest: Digest
+    round: int = Field(ge=1, le=10_000)
+    attempt: Attempt
+
+
+class KeyOfferHeader(Frozen):
+    """Site to aggregator: the key, to be passed on to the other members."""
+
+    type: Literal["key-offer"] = "key-offer"
+    contract_digest: Digest
+    round: int = Field(ge=1, le=10_000)
+    attempt: Attempt
+    offer: Offer
+
+
+class OpenQueryHeader(Frozen):
+    """Aggregator to site: every member of this attempt has answered, take your own mask off."""
+
+    type: Literal["open-query"] = "open-query"
+    contract_digest: Digest
+    round: int = Field(ge=1, le=10_000)
+    attempt: Attempt
+
+
+class OpeningHeader(Frozen):
+    """Site to aggregator: the seed of its own mask. A site opens one attempt of a round at most."""
+
+    type: Literal["opening"] = "opening"
+    site: Slug
+    contract_digest: Digest
+    round: int = Field(ge=1, le=10_000)
+    attempt: Attempt
+    seed: Hex32
 
 
 class StatusQueryHeader(Frozen):
@@ -100,18 +162,32 @@ class StatusHeader(Frozen):
     answered: int = Field(ge=0, description="requests answered with a summary so far")
 
 
-Header = ProbeHeader | SummaryHeader | RefusalHeader | StatusQueryHeader | StatusHeader
+Header = (
+    ProbeHeader
+    | SummaryHeader
+    | RefusalHeader
+    | KeyQueryHeader
+    | KeyOfferHeader
+    | OpenQueryHeader
+    | OpeningHeader
+    | StatusQueryHeader
+    | StatusHeader
+)
 _HEADER: TypeAdapter[Header] = TypeAdapter(Annotated[Header, Field(discriminator="type")])
 
 
 class Message(Frozen):
     """A header and its arrays.
 
-    ``probe-batch`` carries ``weights`` (K, D); ``summary`` carries ``values`` (K, D), row k the
+    ``probe-batch`` carries ``weights`` (K, D); ``summary`` carries ``values`` (K, R), row k the
     cohort's mean gradient at ``weights[k]``, or with local steps the descent
-    ``weights - weights after E steps``. At granularity patient, gradients are (P, K, D), a block a
-    patient, in an order that is the same in all rounds of a contract and tells nothing else. The
-    other messages carry nothing.
+    ``weights - weights after E steps``. At granularity patient, gradients are (P, K, R), a block a
+    patient, in an order that is the same in all rounds of a contract and tells nothing else.
+
+    R is D, or as many numbers as the contract reduces a row to: a request for descents then carries
+    ``basis`` (R, D), one for gradients ``scales`` (K, L), a divisor a layer. At granularity
+    federation a summary carries ``masked`` (K * R + 1,) uint64 in place of values: fixed-point
+    numbers under masks, the last of them the site's weight. The other messages carry nothing.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -135,8 +211,9 @@ def encode(message: Message) -> bytes:
     """
     arrays = {}
     for name, array in message.arrays.items():
-        if array.dtype != np.float32:
-            raise MessageError(f"array {name} is {array.dtype}, not float32")
+        wanted = np.uint64 if _ARRAYS.get(name) == "u" else np.float32
+        if array.dtype != wanted:
+            raise MessageError(f"array {name} is {array.dtype}, not {np.dtype(wanted)}")
         arrays[name] = np.ascontiguousarray(array)
     header = canonical_json(message.header.model_dump(mode="json")).decode("utf-8")
     payload = save(arrays, metadata={"fedstill": header})
@@ -158,8 +235,9 @@ def decode(payload: bytes) -> Message:
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
         raise MessageError("tensors are malformed") from None
     for name, array in arrays.items():
-        if name not in ("weights", "values") or array.dtype != np.float32:
-            raise MessageError("an array has an unknown name or is not float32")
+        wanted = np.uint64 if _ARRAYS.get(name) == "u" else np.float32
+        if name not in _ARRAYS or array.dtype != wanted:
+            raise MessageError("an array has an unknown name or type")
     return Message(header=header, arrays=dict(arrays))
 
 
