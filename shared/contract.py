@@ -105,9 +105,7 @@ class Anchor(Frozen):
     batch: int = Field(4, ge=1, le=128)
     crop_px: int = Field(32, ge=16, le=512)
     learning_rate: float = Field(1e-3, gt=0, le=1)
-    clip_norm: float = Field(
-        3.0, gt=0, le=1e6, description="L2 bound of one accumulated gradient"
-    )
+    clip_norm: float = Field(3.0, gt=0, le=1e6, description="L2 bound of one accumulated gradient")
     public_steps: int = Field(3000, ge=0, le=100_000, description="steps of the public start")
     descent: Literal["site", "patient"] = Field(
         "site",

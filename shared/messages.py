@@ -1,8 +1,9 @@
 """Messages between aggregator and gradient worker, and their codec.
 
 Wire format: one safetensors file. Its metadata holds one key, ``fedstill``, with the canonical JSON
-of the header; its tensors are float32 arrays, or uint64 in a masked summary. No pickle, no code, no other type can be expressed.
-numpy alone is needed to read one, so that the Flower client process stays free of torch.
+of the header; its tensors are float32 arrays, or uint64 in a masked summary. No pickle, no code,
+no other type can be expressed. numpy alone is needed to read one, so that the Flower client process
+stays free of torch.
 """
 
 import hashlib
@@ -48,9 +49,13 @@ class RefusalCode(StrEnum):
     WRONG_MODALITY = "wrong-modality"  # CT asked of a site with MR, or the other way round
     TOO_FEW_PATIENTS = "too-few-patients"
     BAD_WEIGHTS = "bad-weights"  # wrong shape, type, or not finite
-    BAD_REDUCTION = "bad-reduction"  # basis or scales that are not those of the contract, or no such
+    BAD_REDUCTION = (
+        "bad-reduction"  # basis or scales that are not those of the contract, or no such
+    )
     ROUND_REUSED = "round-reused"  # another request under a round already answered
-    BAD_MEMBERS = "bad-members"  # of a secure sum: too few, unknown, or a key not signed by its site
+    BAD_MEMBERS = (
+        "bad-members"  # of a secure sum: too few, unknown, or a key not signed by its site
+    )
     BUDGET_SPENT = "budget-spent"  # the site's privacy budget does not allow it
     TOO_OFTEN = "too-often"  # more requests than the site's policy allows in an hour
     NO_COHORT = "no-cohort"  # nothing indexed yet

@@ -94,7 +94,10 @@ class Distiller:
         """Trains the free public network where that has not been done."""
         if self.public_weights is not None:
             return
-        seed, free = request_seed(self.contract.foundation(), "public"), self.prior.free.to(self.device)
+        seed, free = (
+            request_seed(self.contract.foundation(), "public"),
+            self.prior.free.to(self.device),
+        )
         self.public_weights = fit_pairs(
             lq=noisy_pool(self.contract.task, free, draws=FREE_POOL_DRAWS, seed=seed),
             hq=free,
