@@ -75,7 +75,7 @@ def admit(
             raise Rejected("another number of patients than it says")
     if not np.isfinite(values).all():
         raise Rejected("values are not finite")
-    limit = request.contract.norm_limit(request.kind) * NORM_TOLERANCE
+    limit = request.contract.row_bound(request.kind) * NORM_TOLERANCE
     if np.linalg.norm(values.astype(np.float64), axis=-1).max() > limit:
         raise Rejected("values exceed the contract's clipping norm")
     return Admitted(

@@ -5,6 +5,7 @@ run: launching the same contract again resumes it, and every message carries it.
 """
 
 import hashlib
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,9 @@ from shared.tasks.settings import CtDenoise, Task
 
 Name = Literal["student", "anchor"]
 """Which of a contract's two networks a request speaks of."""
+
+Kind = Literal["gradients", "local-steps"]
+"""What a request asks for: gradients at K weights, or the descent of E local steps."""
 
 Granularity = Literal["patient", "cohort", "federation"]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -253,9 +257,17 @@ class RunContract(Frozen):
         bare = {"privacy": self.privacy.model_copy(update={"basis": None}), "members": ()}
         return self.model_copy(update=bare).digest()
 
-    def norm_limit(self, kind: Literal["gradients", "local-steps"]) -> float:
-        """The L2 norm that no row of an honest answer exceeds."""
+    def reduced_to(self, kind: Kind) -> int:
+        """How many numbers a row of an answer is reduced to; 0: it stays whole."""
+        return self.privacy.directions if kind == "local-steps" else self.privacy.sketch
+
+    def row_bound(self, kind: Kind) -> float:
+        """The L2 norm to which one row of a patient's (or with descents a site's) is clipped."""
         return self.anchor.clip_norm if kind == "local-steps" else self.probes.clip_norm
+
+    def patient_bound(self, kind: Kind, *, rows: int) -> float:
+        """The L2 norm C of everything that one patient adds to an answer of so many rows."""
+        return self.row_bound(kind) * math.sqrt(rows)
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON."""

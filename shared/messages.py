@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from shared.contract import Hex32, Name, RunContract
+from shared.contract import Hex32, Kind, Name, RunContract
 from shared.frozen import Frozen, Slug, canonical_json
 
 FloatArray = NDArray[np.float32]
@@ -79,7 +79,7 @@ class ProbeHeader(Frozen):
     contract_digest: Digest
     round: int = Field(ge=1, le=10_000)
     attempt: Attempt = 1
-    kind: Literal["gradients", "local-steps"]
+    kind: Kind
     network: Name
     offers: tuple[Offer, ...] = Field(
         (), max_length=64, description="of a secure sum, every member that takes part"
@@ -94,7 +94,7 @@ class SummaryHeader(Frozen):
     request_digest: Digest
     round: int = Field(ge=1, le=10_000)
     attempt: Attempt = 1
-    kind: Literal["gradients", "local-steps"]
+    kind: Kind
     site: Slug
     patients_at_least: int = Field(ge=1, description="patients behind it, rounded down to a bucket")
     seconds: float = Field(ge=0, description="time the worker spent")
@@ -267,20 +267,26 @@ def payload_digest(payload: bytes) -> str:
 def values_shape(
     request: ProbeHeader, weights: tuple[int, ...], *, patients: int
 ) -> tuple[int, ...]:
-    """The shape of an honest answer to ``weights`` of that shape, from so many patients."""
+    """The shape of an honest answer to ``weights`` (K, D), from so many patients."""
+    rows = (weights[0], request.contract.reduced_to(request.kind) or weights[1])
     by_patient = request.kind == "gradients" and request.contract.granularity == "patient"
-    return (patients, *weights) if by_patient else weights
+    return (patients, *rows) if by_patient else rows
 
 
 def probe_batch(
     *,
     contract: RunContract,
     round: int,
-    kind: Literal["gradients", "local-steps"],
+    kind: Kind,
     network: Name,
     weights: FloatArray,
+    basis: FloatArray | None = None,
+    scales: FloatArray | None = None,
 ) -> Message:
-    """A request for ``weights`` of shape (K, D)."""
+    """A request for ``weights`` (K, D), and what the contract reduces its answers with, if it does.
+
+    ``basis`` (R, D) goes with descents, ``scales`` (K, L) with gradients.
+    """
     header = ProbeHeader(
         contract=contract,
         contract_digest=contract.digest(),
@@ -288,7 +294,10 @@ def probe_batch(
         kind=kind,
         network=network,
     )
-    return Message(header=header, arrays={"weights": weights})
+    arrays = {"weights": weights, "basis": basis, "scales": scales}
+    return Message(
+        header=header, arrays={name: one for name, one in arrays.items() if one is not None}
+    )
 
 
 def refusal(*, site: str, code: RefusalCode, incident: str) -> Message:

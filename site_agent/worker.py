@@ -258,7 +258,7 @@ def _values(
         )[None]
     values: FloatArray = result.detach().to("cpu", torch.float32).numpy()
     shape = values_shape(header, weights.shape, patients=len(speaking))
-    _check_result(values, shape=shape, clip_norm=contract.norm_limit(header.kind))
+    _check_result(values, shape=shape, clip_norm=contract.row_bound(header.kind))
     return values
 
 

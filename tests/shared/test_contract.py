@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from shared.contract import ContractError, RunContract, read_contract
+from shared.contract import Anchor, ContractError, Privacy, Probes, RunContract, read_contract
 from shared.frozen import canonical_json
 
 
@@ -83,3 +83,17 @@ def test_a_missing_contract_file_is_named(tmp_path: Path) -> None:
 def test_summaries_by_patient_serve_every_persona(persona: str) -> None:
     table = {"name": "ct", "granularity": "patient", "spg": {"persona": persona}}
     assert RunContract.model_validate(table).spg.persona == persona
+
+
+def test_bounds_of_a_patient_and_what_a_row_is_reduced_to() -> None:
+    contract = RunContract(
+        name="ct",
+        probes=Probes(clip_norm=0.5),
+        anchor=Anchor(clip_norm=3.0),
+        privacy=Privacy(sketch=64, directions=24),
+    )
+    # Four rows of at most 0.5 each are of at most 1 together.
+    assert contract.patient_bound("gradients", rows=4) == pytest.approx(1.0)
+    assert contract.patient_bound("local-steps", rows=1) == contract.row_bound("local-steps") == 3.0
+    assert (contract.reduced_to("gradients"), contract.reduced_to("local-steps")) == (64, 24)
+    assert RunContract(name="ct").reduced_to("gradients") == 0

@@ -144,21 +144,26 @@ def test_a_summary_without_patients_is_no_summary() -> None:
 
 
 @pytest.mark.parametrize(
-    ("granularity", "kind", "shape"),
+    ("granularity", "kind", "reduced", "shape"),
     [
-        ("cohort", "gradients", (2, 3)),
-        ("federation", "gradients", (2, 3)),
-        ("patient", "gradients", (7, 2, 3)),
-        ("patient", "local-steps", (2, 3)),
+        ("cohort", "gradients", {}, (2, 9)),
+        ("federation", "gradients", {}, (2, 9)),
+        ("patient", "gradients", {}, (7, 2, 9)),
+        ("patient", "local-steps", {}, (2, 9)),
+        ("cohort", "gradients", {"sketch": 4, "directions": 3}, (2, 4)),
+        ("patient", "gradients", {"sketch": 4}, (7, 2, 4)),
+        ("cohort", "local-steps", {"sketch": 4, "directions": 3}, (2, 3)),
     ],
 )
-def test_only_gradients_by_patient_have_a_block_a_patient(
-    granularity: str, kind: str, shape: tuple[int, ...]
+def test_an_answer_has_a_row_a_probe_as_long_as_the_contract_reduces_it_to(
+    granularity: str, kind: str, reduced: dict[str, int], shape: tuple[int, ...]
 ) -> None:
-    contract = RunContract.model_validate({"name": "ct", "granularity": granularity})
+    contract = RunContract.model_validate(
+        {"name": "ct", "granularity": granularity, "privacy": reduced}
+    )
     header = request().header.model_copy(update={"contract": contract, "kind": kind})
     assert isinstance(header, ProbeHeader)
-    assert values_shape(header, (2, 3), patients=7) == shape
+    assert values_shape(header, (2, 9), patients=7) == shape
 
 
 def test_blocks_by_patient_survive_the_wire_to_the_bit() -> None:
