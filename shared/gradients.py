@@ -1,20 +1,28 @@
 """What a site computes on raw images: per-patient mean gradients, and descents of local steps.
 
+What is computed of one patient depends on that patient's slices and the request alone, noise and
+crops too: a patient who is left out changes nobody else's part. A sum of parts clipped to C thus
+moves by at most C, which is all that differential privacy has to know of the method.
+
 Pure: images and weights in, one array out. Nothing here reads a file or a socket.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from shared.contract import Name, RunContract
+from shared.contract import Kind, Name, RunContract
 from shared.networks import apply_network, restoration_loss
 from shared.training import fit_pairs, noisy_pool
 
 POOL_DRAWS = 8
 """Noise realisations of each slice that local steps sample from."""
+
+
+ROUNDING = 1e-9
+"""Of a patient's bound, left for the rounding of sums in float64."""
 
 
 def request_seed(*parts: str | int) -> int:
@@ -44,6 +52,80 @@ def patient_gradient(
     return total
 
 
+def patient_parts(
+    *,
+    contract: RunContract,
+    kind: Kind,
+    network: Name,
+    weights: Tensor,
+    patients: Sequence[Tensor],
+    seed: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """What a request for ``weights`` (K, D) asks of one patient after the other, unclipped: (K, D).
+
+    ``patients`` are P times (n_i, 1, S, S) in window units. Raises ``ValueError`` on no patients.
+    """
+    if not patients:
+        raise ValueError("a cohort needs at least one patient")
+    one_patient = _descents if kind == "local-steps" else _gradients
+    for slices in patients:
+        own = request_seed(seed, hashlib.sha256(slices.cpu().numpy().tobytes()).hexdigest())
+        yield one_patient(contract, network, weights.to(device), slices.to(device), own)
+
+
+def _gradients(
+    contract: RunContract, network: Name, weights: Tensor, hq: Tensor, seed: int
+) -> Tensor:
+    """Mean gradients (K, D) over one patient's slices (n, 1, S, S)."""
+    lq = noisy_pool(contract.task, hq, draws=contract.probes.draws, seed=seed)
+    hq = hq.repeat(lq.shape[0] // hq.shape[0], 1, 1, 1)
+    rows = [
+        patient_gradient(contract=contract, network=network, weights=theta, lq=lq, hq=hq)
+        for theta in weights
+    ]
+    return torch.stack(rows)
+
+
+def _descents(
+    contract: RunContract, network: Name, weights: Tensor, hq: Tensor, seed: int
+) -> Tensor:
+    """``weights`` (K, D) minus the weights after local steps on slices (n, 1, S, S): (K, D)."""
+    plan = contract.anchor
+    lq = noisy_pool(contract.task, hq, draws=POOL_DRAWS, seed=seed)
+    after = [
+        fit_pairs(
+            lq=lq,
+            hq=hq,
+            network=contract.network(network),
+            steps=plan.local_steps,
+            seed=seed,
+            device=weights.device,
+            start=theta,
+            learning_rate=plan.learning_rate,
+            batch=plan.batch,
+            crop_px=plan.crop_px,
+        )
+        for theta in weights
+    ]
+    return weights - torch.stack(after)
+
+
+def patient_sum(parts: Iterable[Tensor], *, bound: float) -> Tensor:
+    """Sum (K, R), in float64, of patients' parts (K, R), each clipped to ``bound`` as a whole.
+
+    With or without any one patient it differs by at most ``bound`` in L2 norm. A part that is not
+    finite counts as zero. Raises ``ValueError`` on no parts.
+    """
+    total: Tensor | None = None
+    for part in parts:
+        clipped = clip(part.double(), norm=bound * (1 - ROUNDING))
+        total = clipped if total is None else total + clipped
+    if total is None:
+        raise ValueError("a cohort needs at least one patient")
+    return total
+
+
 def patient_gradients(
     *,
     contract: RunContract,
@@ -57,18 +139,16 @@ def patient_gradients(
 
     ``patients`` are P times (n_i, 1, S, S) in window units. Raises ``ValueError`` on no patients.
     """
-    return torch.stack(
-        list(
-            _each_patient(
-                contract=contract,
-                network=network,
-                weights=weights,
-                patients=patients,
-                seed=seed,
-                device=device,
-            )
-        )
+    parts = patient_parts(
+        contract=contract,
+        kind="gradients",
+        network=network,
+        weights=weights,
+        patients=patients,
+        seed=seed,
+        device=device,
     )
+    return torch.stack([_rows_clipped(part, contract) for part in parts])
 
 
 def cohort_gradients(
@@ -86,39 +166,22 @@ def cohort_gradients(
     ``2 * probes.clip_norm / patients``. Raises ``ValueError`` on no patients.
     """
     total = torch.zeros_like(weights, device=device)
-    for gradients in _each_patient(
+    for part in patient_parts(
         contract=contract,
+        kind="gradients",
         network=network,
         weights=weights,
         patients=patients,
         seed=seed,
         device=device,
     ):
-        total += gradients
+        total += _rows_clipped(part, contract)
     return total / len(patients)
 
 
-def _each_patient(
-    *,
-    contract: RunContract,
-    network: Name,
-    weights: Tensor,
-    patients: Sequence[Tensor],
-    seed: int,
-    device: torch.device,
-) -> Iterator[Tensor]:
-    if not patients:
-        raise ValueError("a cohort needs at least one patient")
-    draws = contract.probes.draws
-    for number, slices in enumerate(patients):
-        hq = slices.to(device)
-        lq = noisy_pool(contract.task, hq, draws=draws, seed=request_seed(seed, number))
-        repeated = hq.repeat(lq.shape[0] // hq.shape[0], 1, 1, 1)
-        rows = [
-            patient_gradient(contract=contract, network=network, weights=theta, lq=lq, hq=repeated)
-            for theta in weights.to(device)
-        ]
-        yield torch.stack([clip(row, norm=contract.probes.clip_norm) for row in rows])
+def _rows_clipped(part: Tensor, contract: RunContract) -> Tensor:
+    """One patient's gradients (K, D), each row by itself: no row counts more than its bound."""
+    return torch.stack([clip(row, norm=contract.row_bound("gradients")) for row in part])
 
 
 def local_descent(
@@ -132,28 +195,16 @@ def local_descent(
 ) -> Tensor:
     """``weights`` (D,) minus the weights after ``local_steps`` steps on the cohort: (D,), clipped.
 
-    The accumulated gradient of E local steps, as each step's optimiser scaled it (Adam, cosine).
+    The accumulated gradient of E local steps, as each step's optimiser scaled it (Adam, cosine),
+    on everybody's slices at once.
     Slices are weighted so that every patient is seen equally often. Raises ``ValueError`` on no
     patients.
     """
     if not patients:
         raise ValueError("a cohort needs at least one patient")
-    plan = contract.anchor
     # Each patient contributes the same number of slices to the pool, by repetition.
     most = min(max(len(slices) for slices in patients), 8)
     picked = [slices[torch.arange(most) % len(slices)] for slices in patients]
-    hq = torch.cat(picked).to(device)
-    lq = noisy_pool(contract.task, hq, draws=POOL_DRAWS, seed=seed)
-    after = fit_pairs(
-        lq=lq,
-        hq=hq,
-        network=contract.network(network),
-        steps=plan.local_steps,
-        seed=seed,
-        device=device,
-        start=weights,
-        learning_rate=plan.learning_rate,
-        batch=plan.batch,
-        crop_px=plan.crop_px,
-    )
-    return clip(weights.to(device) - after, norm=plan.clip_norm)
+    together = torch.cat(picked).to(device)
+    descents = _descents(contract, network, weights[None].to(device), together, seed)
+    return clip(descents[0], norm=contract.row_bound("local-steps"))

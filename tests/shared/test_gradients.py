@@ -1,3 +1,6 @@
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +12,8 @@ from shared.gradients import (
     local_descent,
     patient_gradient,
     patient_gradients,
+    patient_parts,
+    patient_sum,
     request_seed,
 )
 from shared.networks import apply_network, initial_weights
@@ -90,8 +95,9 @@ def test_every_patient_counts_the_same_however_many_slices_it_has() -> None:
     patients = cohort(3)
     together = gradients(CONTRACT, patients)
     parts = []
-    for number, slices in enumerate(patients):
-        lq = noisy_pool(CONTRACT.task, slices, draws=2, seed=request_seed(5, number))
+    for slices in patients:
+        own = hashlib.sha256(slices.numpy().tobytes()).hexdigest()
+        lq = noisy_pool(CONTRACT.task, slices, draws=2, seed=request_seed(5, own))
         rows = [
             patient_gradient(
                 contract=CONTRACT,
@@ -117,18 +123,93 @@ def test_a_gradient_of_a_multi_task_is_the_mean_over_its_parts_even_from_one_dra
     torch.testing.assert_close(together, (first + second) / 2)
 
 
-def test_dropping_any_patient_moves_the_sum_by_at_most_the_clipping_norm() -> None:
-    norm = 1e-3
-    tight = CONTRACT.model_copy(update={"probes": Probes(draws=1, clip_norm=norm)})
-    patients = cohort(5)
-    everyone = gradients(tight, patients) * 5
-    # The last patient can be dropped without renumbering the others' noise.
-    without = gradients(tight, patients[:-1]) * 4
-    moved = (everyone - without).norm(dim=1)
-    assert bool((moved <= norm * 1.0001).all())
-    loose = CONTRACT.model_copy(update={"probes": Probes(draws=1, clip_norm=1000.0)})
-    moved = (gradients(loose, patients) * 5 - gradients(loose, patients[:-1]) * 4).norm(dim=1)
-    assert bool((moved > norm).all()), "the bound must be what holds it"
+def parts(contract: RunContract, patients: list[torch.Tensor], kind: str) -> list[torch.Tensor]:
+    rows = (0, 1) if kind == "gradients" else (0,)
+    network = "student" if kind == "gradients" else "anchor"
+    weights = torch.stack([initial_weights(contract.student, seed=s) for s in rows])
+    return list(
+        patient_parts(
+            contract=contract,
+            kind=kind,  # type: ignore[arg-type]
+            network=network,  # type: ignore[arg-type]
+            weights=weights,
+            patients=patients,
+            seed=5,
+            device=CPU,
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["gradients", "local-steps"])
+def test_a_patients_part_is_the_same_whoever_else_is_there(kind: str) -> None:
+    patients = cohort(3)
+    everyone = parts(CONTRACT, patients, kind)
+    for place in range(3):
+        others = patients[:place] + patients[place + 1 :]
+        left = everyone[:place] + everyone[place + 1 :]
+        for one, other in zip(parts(CONTRACT, others, kind), left, strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["gradients", "local-steps"])
+@pytest.mark.parametrize("bound", [1e-3, 1000.0])
+def test_dropping_any_patient_moves_the_sum_by_at_most_the_bound(kind: str, bound: float) -> None:
+    patients = [*cohort(3), torch.full((1, 1, 32, 32), float("nan"))]
+    everyone = patient_sum(parts(CONTRACT, patients, kind), bound=bound)
+    moved = []
+    for place in range(4):
+        others = patients[:place] + patients[place + 1 :]
+        without = patient_sum(parts(CONTRACT, others, kind), bound=bound)
+        moved.append(float((everyone - without).norm()))
+    assert max(moved) <= bound
+    assert moved[3] == 0, "who is not finite counts as zero"
+    # A tight bound is what holds it; a loose one holds nothing.
+    assert (max(moved) == pytest.approx(bound)) == (bound == 1e-3)
+
+
+def test_the_sum_of_any_parts_moves_by_at_most_the_bound() -> None:
+    random = np.random.default_rng(4)
+    for _ in range(1_000):
+        rows, length = int(random.integers(1, 4)), int(random.integers(1, 40))
+        bound = float(10 ** random.uniform(-3, 3))
+        drawn = random.standard_normal((int(random.integers(2, 30)), rows, length))
+        drawn *= 10.0 ** random.uniform(-6, 12, size=(len(drawn), 1, 1))
+        broken = random.random(len(drawn)) < 0.2
+        drawn[broken, 0, 0] = random.choice([np.nan, np.inf, -np.inf])
+        each = [torch.from_numpy(one.astype(np.float32)) for one in drawn]
+        dropped = int(random.integers(len(each)))
+        without = patient_sum(each[:dropped] + each[dropped + 1 :], bound=bound)
+        moved = float((patient_sum(each, bound=bound) - without).norm())
+        assert moved <= bound
+        assert not broken[dropped] or moved == 0
+
+
+def test_a_sum_of_unclipped_parts_is_their_sum() -> None:
+    each = [torch.rand(2, 5) for _ in range(4)]
+    torch.testing.assert_close(patient_sum(each, bound=1e3), torch.stack(each).double().sum(0))
+
+
+def test_the_joint_bound_is_of_all_rows_together() -> None:
+    part = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    torch.testing.assert_close(patient_sum([part], bound=1.0), part.double() / 5)
+
+
+def test_the_mean_of_patients_descents_goes_where_the_sites_does() -> None:
+    """Both learn the same images; only whose steps are averaged differs."""
+    contract = CONTRACT.model_copy(
+        update={"anchor": CONTRACT.anchor.model_copy(update={"local_steps": 40})}
+    )
+    each = parts(contract, cohort(), "local-steps")
+    together = local_descent(
+        contract=contract,
+        network="anchor",
+        weights=initial_weights(contract.anchor_network, seed=0),
+        patients=cohort(),
+        seed=1,
+        device=CPU,
+    )
+    mean = patient_sum(each, bound=1e3)[0].float() / len(each)
+    assert float(torch.nn.functional.cosine_similarity(mean, together, dim=0)) > 0.8
 
 
 def test_a_patient_with_broken_pixels_contributes_zero() -> None:
@@ -162,6 +243,8 @@ def test_a_descent_of_local_steps_repeats_and_is_clipped() -> None:
 def test_an_empty_cohort_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one patient"):
         gradients(CONTRACT, [])
+    with pytest.raises(ValueError, match="at least one patient"):
+        patient_sum([], bound=1.0)
     with pytest.raises(ValueError, match="at least one patient"):
         patient_gradients(
             contract=CONTRACT,
