@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from shared import accounting
 from shared.architectures import Network, Residual
 from shared.frozen import Frozen, Slug, canonical_json, explain
 from shared.tasks.settings import CtDenoise, Task
@@ -139,7 +140,9 @@ class Privacy(Frozen):
     epsilon: float | None = Field(
         None, gt=0, le=1000, description="patient-level DP of the whole run; none: no noise"
     )
-    delta: float = Field(1e-5, gt=0, lt=0.1, description="the delta that goes with epsilon")
+    delta: float = Field(
+        1e-5, ge=accounting.LEAST_DELTA, lt=0.1, description="the delta that goes with epsilon"
+    )
     noise: Literal["local", "distributed"] = Field(
         "local", description="each site's noise protects alone; or the secure sum's shares together"
     )
@@ -236,14 +239,30 @@ class RunContract(Frozen):
             raise ValueError("privacy.sketch has no filters: set probes.distance to 'l2' or 'snr'")
         if self.members and self.granularity != "federation":
             raise ValueError("members are of a secure sum: set granularity to 'federation'")
-        if len({member.name for member in self.members}) != len(self.members):
-            raise ValueError("members must have names of their own")
+        for own in ("name", "signing_key"):
+            if len({getattr(member, own) for member in self.members}) != len(self.members):
+                raise ValueError(f"members must each have a {own} of their own")
         return self
 
     @property
     def rounds(self) -> int:
         """Flower rounds of the whole run."""
         return self.anchor.rounds + self.probes.requests
+
+    @property
+    def noise_multiplier(self) -> float | None:
+        """Noise on a patient-wise sum, over the most that one patient moves it; None: no DP.
+
+        With it, as many releases as there are rounds cost ``privacy.epsilon``.
+        """
+        if self.privacy.epsilon is None:
+            return None
+        return accounting.noise_multiplier(
+            epsilon=self.privacy.epsilon,
+            delta=self.privacy.delta,
+            releases=self.rounds,
+            sampling=self.privacy.sampling,
+        )
 
     def network(self, name: Name) -> Network:
         """The network a request names."""

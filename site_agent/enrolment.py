@@ -5,6 +5,7 @@ import secrets
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import ValidationError
 
 from shared.durable import write_durably
+from shared.release.errors import LocalError
+from shared.release.keys import read_private_key
 from site_agent.policy import Policy
 from site_agent.settings import SETTINGS_FILE, SettingsError, SiteSettings, explain_settings
 
@@ -61,7 +64,7 @@ images = {images}
 
 
 def enrol(*, home: Path, name: str, aggregator: str, images: Path) -> SiteSettings:
-    """Writes ``site.toml``, the site's key, the pseudonym key and ``enrolment.json`` into ``home``.
+    """Writes ``site.toml``, the keys of the site and ``enrolment.json`` into ``home``.
 
     Keys that are there already are kept, so that a run that was cut short can be repeated. Raises
     ``SettingsError`` where the home has settings already or a value is not valid.
@@ -84,9 +87,46 @@ def enrol(*, home: Path, name: str, aggregator: str, images: Path) -> SiteSettin
     write_durably(
         home / ENROLMENT_FILE, json.dumps(enrolment, indent=2).encode() + b"\n", mode=0o644
     )
+    complete_enrolment(settings)
     # Last: a home with settings is complete.
     write_durably(home / SETTINGS_FILE, _settings_text(settings).encode())
     return settings
+
+
+def complete_enrolment(settings: SiteSettings) -> None:
+    """Puts the site's signing key into an ``enrolment.json`` that does not hold it.
+
+    So does a home of a version without secure sums get one. Raises ``SettingsError`` where the file
+    has been damaged.
+    """
+    path = settings.home / ENROLMENT_FILE
+    if not path.exists():
+        return
+    try:
+        document = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise SettingsError(f"{path}: is damaged; remove it") from None
+    public_key = signing_key(settings).public_key().public_bytes_raw().hex()
+    if document.get("signing_public_key") != public_key:
+        document["signing_public_key"] = public_key
+        write_durably(path, json.dumps(document, indent=2).encode() + b"\n", mode=0o644)
+
+
+def signing_key(settings: SiteSettings) -> Ed25519PrivateKey:
+    """The key that signs offers of a secure sum; made at first use, mode 0600.
+
+    Raises ``SettingsError`` where the file has been damaged.
+    """
+    path = settings.signing_key_path
+    if not path.exists():
+        fresh = Ed25519PrivateKey.generate()
+        write_durably(path, fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    try:
+        return read_private_key(path)
+    except LocalError as error:
+        raise SettingsError(
+            f"{error}; remove it, start the worker, and hand over enrolment.json again"
+        ) from None
 
 
 def pseudonym_key(settings: SiteSettings) -> bytes:

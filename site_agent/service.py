@@ -13,6 +13,7 @@ from types import FrameType
 
 from shared.messages import MessageError, StatusQueryHeader, decode
 from site_agent.cohort import INDEX_FILE, Cohort, CohortError, open_cohort
+from site_agent.enrolment import complete_enrolment
 from site_agent.frames import MAX_FRAME_BYTES, recv_frame, send_frame, socket_address
 from site_agent.incidents import log, log_to
 from site_agent.outbox import Outbox
@@ -56,7 +57,8 @@ class CurrentCohort:
 def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
     """Answers requests until SIGTERM or SIGINT; says ``worker ready`` once it listens.
 
-    Raises ``ServiceError`` where another worker runs on this home or the socket cannot be made.
+    Raises ``ServiceError`` where another worker runs on this home or the socket cannot be made,
+    ``SettingsError`` where a key of the site has been damaged.
     """
     stop = threading.Event()
 
@@ -70,6 +72,7 @@ def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
     except ValueError as error:
         raise ServiceError(str(error)) from None
     log_to(settings.logs_path)
+    complete_enrolment(settings)
     current = CurrentCohort(settings.cohort_path)
     computing = threading.Lock()
     outbox = Outbox(settings.outbox_path)

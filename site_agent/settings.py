@@ -50,6 +50,11 @@ class SiteSettings(Frozen):
         return self.home / "keys" / "flower"
 
     @property
+    def signing_key_path(self) -> Path:
+        """The site's private key for secure sums: Ed25519, PKCS#8 PEM."""
+        return self.home / "keys" / "signing"
+
+    @property
     def pseudonym_key_path(self) -> Path:
         """The key of the patients' pseudonyms; it never leaves the site."""
         return self.home / "keys" / "pseudonym.key"

@@ -97,3 +97,13 @@ def test_bounds_of_a_patient_and_what_a_row_is_reduced_to() -> None:
     assert contract.patient_bound("local-steps", rows=1) == contract.row_bound("local-steps") == 3.0
     assert (contract.reduced_to("gradients"), contract.reduced_to("local-steps")) == (64, 24)
     assert RunContract(name="ct").reduced_to("gradients") == 0
+
+
+@pytest.mark.parametrize(("name", "key"), [("a", "22" * 32), ("b", "11" * 32)])
+def test_a_member_is_named_once_and_no_two_share_a_key(name: str, key: str) -> None:
+    members = [{"name": "a", "signing_key": "11" * 32}, {"name": name, "signing_key": key}]
+    table = {"name": "ct", "granularity": "federation", "members": members}
+    with pytest.raises(ValidationError, match="of their own"):
+        RunContract.model_validate(table)
+    members[1] = {"name": "b", "signing_key": "22" * 32}
+    assert len(RunContract.model_validate(table).members) == 2

@@ -3,7 +3,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from site_agent.enrolment import enrol
+from site_agent.enrolment import complete_enrolment, enrol, signing_key
 from site_agent.settings import SettingsError, read_settings
 
 
@@ -17,6 +17,7 @@ def test_a_new_home_can_be_read_and_its_key_is_private(tmp_path):
     assert read_settings(tmp_path / "home") == made
     assert made.key_path.stat().st_mode & 0o777 == 0o600
     assert made.pseudonym_key_path.stat().st_mode & 0o777 == 0o600
+    assert made.signing_key_path.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "home" / "keys").stat().st_mode & 0o777 == 0o700
 
 
@@ -25,7 +26,7 @@ def test_the_enrolment_holds_the_public_key_and_nothing_secret(tmp_path):
     private = load_ssh_private_key(made.key_path.read_bytes(), password=None)
     text = (tmp_path / "home" / "enrolment.json").read_text()
     enrolment = json.loads(text)
-    assert set(enrolment) == {"version", "name", "flower_public_key"}
+    assert set(enrolment) == {"version", "name", "flower_public_key", "signing_public_key"}
     public = load_ssh_public_key(enrolment["flower_public_key"].encode())
     assert public.curve.name == "secp384r1"
     assert public == private.public_key()
@@ -47,3 +48,30 @@ def test_mistakes_leave_nothing(tmp_path):
     with pytest.raises(SettingsError, match="aggregator: write HOST:PORT"):
         make(tmp_path / "home", aggregator="localhost")
     assert not (tmp_path / "home").exists()
+
+
+def test_a_home_of_an_earlier_version_gets_its_signing_key_once(tmp_path):
+    made = make(tmp_path)
+    path = tmp_path / "enrolment.json"
+    whole = json.loads(path.read_text())
+    # As it was before there were secure sums.
+    path.write_text(json.dumps({n: v for n, v in whole.items() if n != "signing_public_key"}))
+    made.signing_key_path.unlink()
+    complete_enrolment(made)
+    completed = json.loads(path.read_text())
+    public = signing_key(made).public_key().public_bytes_raw().hex()
+    assert completed == whole | {"signing_public_key": public} != whole
+    assert path.stat().st_mode & 0o777 == 0o644
+    stamp = path.stat().st_mtime_ns
+    complete_enrolment(made)
+    assert path.stat().st_mtime_ns == stamp, "nothing changed: not written again"
+
+
+def test_damaged_files_are_named(tmp_path):
+    made = make(tmp_path)
+    made.signing_key_path.write_bytes(b"")
+    with pytest.raises(SettingsError, match="signing: is not an Ed25519"):
+        signing_key(made)
+    (tmp_path / "enrolment.json").write_text("[1]")
+    with pytest.raises(SettingsError, match=r"enrolment\.json: is damaged"):
+        complete_enrolment(made)
