@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from shared.accounting import Spent, epsilon_of
 from shared.contract import Anchor, ContractError, Privacy, Probes, RunContract, read_contract
 from shared.frozen import canonical_json
 
@@ -107,3 +108,15 @@ def test_a_member_is_named_once_and_no_two_share_a_key(name: str, key: str) -> N
         RunContract.model_validate(table)
     members[1] = {"name": "b", "signing_key": "22" * 32}
     assert len(RunContract.model_validate(table).members) == 2
+
+
+def test_the_noise_of_a_contract_is_that_of_its_rounds_and_epsilon() -> None:
+    private = Privacy(epsilon=4.0, delta=1e-6, sampling=0.5)
+    anchor = Anchor(rounds=4, descent="patient")
+    contract = RunContract(name="ct", privacy=private, anchor=anchor, probes=Probes(requests=2))
+    z = contract.noise_multiplier
+    assert z is not None
+    assert 0.999 * 4 < epsilon_of([Spent(z, 0.5, 6)], delta=1e-6) <= 4
+    assert RunContract(name="ct").noise_multiplier is None
+    with pytest.raises(ValidationError, match=r"privacy\.delta"):
+        RunContract.model_validate({"name": "ct", "privacy": {"epsilon": 1, "delta": 1e-10}})
