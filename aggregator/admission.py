@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.bounds import within_bounds
 from shared.messages import (
     MAX_PATIENTS,
     FloatArray,
@@ -16,9 +17,6 @@ from shared.messages import (
     values_shape,
 )
 
-NORM_TOLERANCE = 1.001
-"""Room for float32 rounding above the contract's clipping norm."""
-
 
 class Rejected(ValueError):  # noqa: N818
     """An answer that is not used; the text names the reason and holds nothing the site wrote."""
@@ -28,7 +26,7 @@ class Rejected(ValueError):  # noqa: N818
 class Admitted:
     """An answer that may be banked."""
 
-    values: FloatArray  # (K, D); gradients at granularity patient (P, K, D)
+    values: FloatArray  # (K, R); gradients at granularity patient (P, K, R)
     patients_at_least: int
     seconds: float
     """Time the site says its worker spent."""
@@ -75,8 +73,7 @@ def admit(
             raise Rejected("another number of patients than it says")
     if not np.isfinite(values).all():
         raise Rejected("values are not finite")
-    limit = request.contract.row_bound(request.kind) * NORM_TOLERANCE
-    if np.linalg.norm(values.astype(np.float64), axis=-1).max() > limit:
+    if not within_bounds(values, request.contract, request.kind):
         raise Rejected("values exceed the contract's clipping norm")
     return Admitted(
         values=values, patients_at_least=header.patients_at_least, seconds=header.seconds

@@ -55,7 +55,7 @@ class Sketch:
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """S applied to (D,): (k,)."""
-        dealt = (gradient[self._order] * self._factor).split(self._lengths)
+        dealt = torch.split(gradient[self._order] * self._factor, self._lengths)
         parts = [
             part.view(-1, rows).sum(dim=0) for part, rows in zip(dealt, self._sizes, strict=True)
         ]
@@ -73,7 +73,7 @@ def layer_scales(network: Network, gradient: Tensor) -> Tensor:
     ``gradient`` (D,) is a public one; its total norm stays what it is. A layer that hardly has one
     is raised by no more than the limits allow.
     """
-    parts = gradient.double().split([layer.parameters for layer in layers(network)])
+    parts = torch.split(gradient.double(), [layer.parameters for layer in layers(network)])
     sizes = torch.stack([part.square().mean().sqrt() for part in parts])
     whole = gradient.double().square().mean().sqrt()
     if not bool(whole > 0):
@@ -82,7 +82,8 @@ def layer_scales(network: Network, gradient: Tensor) -> Tensor:
     scales = (sizes / whole).clamp(10 * LEAST_SCALE, LARGEST_SCALE / 10)
     norms = torch.stack([part.norm() for part in parts])
     kept = (norms / scales).norm() / norms.norm()
-    return (scales * kept).clamp(LEAST_SCALE, LARGEST_SCALE).float()
+    limited: Tensor = (scales * kept).clamp(LEAST_SCALE, LARGEST_SCALE)
+    return limited.float()
 
 
 def are_scales(scales: NDArray[np.float32], network: Network, *, probes: int) -> bool:

@@ -54,4 +54,5 @@ def principal_directions(rows: Tensor, *, count: int) -> Tensor:
         raise ValueError(f"{count} directions of {len(rows)} rows of rank {rank}")
     spanned = vectors[:, :count].T @ wide / powers[:count].sqrt()[:, None]
     # Once more against each other, as the smallest of them lost digits.
-    return torch.linalg.qr(spanned.T).Q.T.float().contiguous()
+    columns: Tensor = torch.linalg.qr(spanned.T).Q
+    return columns.T.float().contiguous()

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from shared.contract import Granularity, Privacy, RunContract
+from shared.contract import Granularity, RunContract
 from shared.frozen import Frozen
 from shared.messages import MAX_PATIENTS
 from shared.tasks.settings import Modality, MultiTask
@@ -51,8 +51,8 @@ def contract_violation(policy: Policy, contract: RunContract, *, parameters: int
             return f"task {part.name} is not among policy.tasks"
     if contract.granularity == "federation":
         return "granularity federation (a secure sum over sites) is not supported by this version"
-    if contract.privacy != Privacy() or contract.anchor.descent == "patient":
-        return "privacy and anchor.descent 'patient' are not supported by this version"
+    if contract.privacy.epsilon is not None:
+        return "privacy.epsilon is not supported by this version"
     if contract.granularity not in policy.granularities:
         return f"granularity {contract.granularity} is not among policy.granularities"
     if contract.min_patients < policy.min_patients:

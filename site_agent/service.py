@@ -18,7 +18,8 @@ from site_agent.frames import MAX_FRAME_BYTES, recv_frame, send_frame, socket_ad
 from site_agent.incidents import log, log_to
 from site_agent.outbox import Outbox
 from site_agent.settings import SiteSettings
-from site_agent.worker import answer, device, set_threads
+from site_agent.summaries import device
+from site_agent.worker import answer, set_threads
 
 RECEIVE_TIMEOUT_S = 60.0
 MAX_CONNECTIONS = 8

@@ -15,17 +15,12 @@ Whatever fails becomes a refusal: a code, an incident id, never a text.
 
 import os
 import time
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from shared.gradients import cohort_gradients, local_descent, patient_gradients, request_seed
 from shared.messages import (
-    MAX_BYTES,
-    MAX_HEADER_BYTES,
     FloatArray,
     Message,
     MessageError,
@@ -38,7 +33,6 @@ from shared.messages import (
     encode,
     patient_bucket,
     payload_digest,
-    values_shape,
 )
 from shared.networks import parameter_count
 from site_agent.cohort import Cohort
@@ -46,12 +40,11 @@ from site_agent.incidents import RefusedError, log, refuse
 from site_agent.outbox import Outbox
 from site_agent.policy import contract_violation, modality_violation, request_violation
 from site_agent.settings import SiteSettings
+from site_agent.summaries import device, inquiry, summarise
 
 THREADS_VARIABLE = "FEDSTILL_THREADS"
 MAX_WEIGHT = 1000.0
 """Largest weight taken for one of an honest network, whose weights stay below ten."""
-
-_NORM_TOLERANCE = 1.001  # of the clip norm: sums in float32 round
 
 
 def answer(
@@ -81,11 +74,6 @@ def answer(
         return refuse(site=settings.name, code=RefusalCode.INTERNAL, error=error)
 
 
-def device() -> torch.device:
-    """Where gradients are computed: the first CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def set_threads() -> None:
     """Limits torch to FEDSTILL_THREADS threads, or to the cores this process may use.
 
@@ -111,8 +99,8 @@ def _summary(
     if header.contract_digest != contract.digest():
         raise RefusedError(RefusalCode.DIGEST_MISMATCH, "header and contract disagree")
     weights = arrays.get("weights")
-    if weights is None or set(arrays) != {"weights"} or weights.ndim != 2:
-        raise RefusedError(RefusalCode.BAD_WEIGHTS, "not one (K, D) array of weights")
+    if weights is None or weights.ndim != 2:
+        raise RefusedError(RefusalCode.BAD_WEIGHTS, "not a (K, D) array of weights")
     _obey_policy(header, settings, probes=weights.shape[0])
     replay = _earlier_answer(header, request_digest, outbox)
     if replay is not None:
@@ -131,8 +119,8 @@ def _summary(
             f"{cohort.patients} patients, the contract wants {contract.min_patients}",
         )
     _refuse_bad_weights(header, weights)
-    speaking = _speaking(header, weights, cohort, at_most=settings.policy.max_patients)
-    values = _values(header, weights, cohort=cohort, speaking=speaking, site=settings.name)
+    asked = inquiry(header, arrays, cohort=cohort, settings=settings)
+    values = summarise(asked)
     encoded = encode(
         Message(
             header=SummaryHeader(
@@ -141,7 +129,7 @@ def _summary(
                 round=header.round,
                 kind=header.kind,
                 site=settings.name,
-                patients_at_least=patient_bucket(len(speaking)),
+                patients_at_least=asked.patients_at_least,
                 seconds=round(time.monotonic() - started, 3),
             ),
             arrays={"values": values},
@@ -194,88 +182,6 @@ def _refuse_bad_weights(header: ProbeHeader, weights: FloatArray) -> None:
     # NaN and infinities fail this comparison too.
     if not bool((np.abs(weights) <= MAX_WEIGHT).all()):
         raise RefusedError(RefusalCode.BAD_WEIGHTS, "not finite, or larger than any honest weight")
-
-
-def _speaking(
-    header: ProbeHeader, weights: FloatArray, cohort: Cohort, *, at_most: int
-) -> list[int]:
-    """The patients an answer is of, by their places in the cohort, in the order of the answer.
-
-    At granularity patient the order is that of a hash of contract and pseudonym: the same in all
-    rounds of a run, another one in every run, so that patients of two runs cannot be matched by
-    their places; and beyond ``at_most`` patients the rest is left out.
-    """
-    contract = header.contract
-    everyone = list(range(cohort.patients))
-    if contract.granularity != "patient" or header.kind != "gradients":
-        return everyone
-    if at_most < contract.min_patients:
-        raise RefusedError(
-            RefusalCode.POLICY,
-            f"policy.max_patients {at_most} is below the contract's {contract.min_patients}",
-        )
-    names = cohort.index.patients
-    everyone.sort(key=lambda number: request_seed(header.contract_digest, names[number]))
-    speaking = everyone[:at_most]
-    size = 4 * len(speaking) * weights.size
-    if size > MAX_BYTES - MAX_HEADER_BYTES:
-        raise RefusedError(
-            RefusalCode.POLICY,
-            f"an answer of {size} bytes, one block a patient, is larger than a message may be: "
-            "lower policy.max_patients, or ask for fewer weights",
-        )
-    return speaking
-
-
-def _values(
-    header: ProbeHeader, weights: FloatArray, *, cohort: Cohort, speaking: list[int], site: str
-) -> FloatArray:
-    """The answer. Raises ``RuntimeError`` where it is not one that may leave."""
-    contract = header.contract
-    where = device()
-    images = _images(cohort, contract.task.size_px, *contract.task.window, where)
-    patients = [images[number] for number in speaking]
-    seed = request_seed(header.contract_digest, header.round, site)
-    theta = torch.from_numpy(np.array(weights, dtype=np.float32)).to(where)
-    if header.kind == "gradients":
-        gradients = patient_gradients if contract.granularity == "patient" else cohort_gradients
-        result = gradients(
-            contract=contract,
-            network=header.network,
-            weights=theta,
-            patients=patients,
-            seed=seed,
-            device=where,
-        )
-    else:
-        result = local_descent(
-            contract=contract,
-            network=header.network,
-            weights=theta[0],
-            patients=patients,
-            seed=seed,
-            device=where,
-        )[None]
-    values: FloatArray = result.detach().to("cpu", torch.float32).numpy()
-    shape = values_shape(header, weights.shape, patients=len(speaking))
-    _check_result(values, shape=shape, clip_norm=contract.row_bound(header.kind))
-    return values
-
-
-def _check_result(values: FloatArray, *, shape: tuple[int, ...], clip_norm: float) -> None:
-    if values.shape != shape or not bool(np.isfinite(values).all()):
-        raise RuntimeError("the result has another shape, or is not finite")
-    if float(np.linalg.norm(values, axis=-1).max()) > clip_norm * _NORM_TOLERANCE:
-        raise RuntimeError("the result exceeds the contract's clip_norm")
-
-
-@lru_cache(maxsize=2)
-def _images(
-    cohort: Cohort, size_px: int, low: float, high: float, where: torch.device
-) -> tuple[Tensor, ...]:
-    """A cohort's images on the device: kept, as all requests of a run use the same ones."""
-    images = cohort.images(size_px=size_px, low=low, high=high)
-    return tuple(torch.from_numpy(image).to(where) for image in images)
 
 
 def _status(settings: SiteSettings, cohort: Cohort | None, outbox: Outbox) -> StatusHeader:

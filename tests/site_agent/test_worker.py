@@ -18,7 +18,7 @@ from shared.messages import (
 )
 from shared.networks import initial_weights, parameter_count
 from shared.tasks.settings import CtDenoise, MrDenoise
-from site_agent import incidents, worker
+from site_agent import incidents, summaries, worker
 from site_agent.cohort import build_cohort, open_cohort
 from site_agent.intake.slices import PatientSlices, Slice
 from site_agent.outbox import Outbox
@@ -110,7 +110,7 @@ def test_a_request_is_answered(site, kind):
 
 def test_the_same_request_gets_the_same_bytes_and_is_computed_once(site, monkeypatch):
     first = site(request())
-    monkeypatch.setattr(worker, "cohort_gradients", None)
+    monkeypatch.setattr(summaries, "cohort_gradients", None)
     assert site(request()) == first
     assert site.outbox.answered() == 1
 
@@ -184,7 +184,7 @@ def test_what_is_not_allowed_is_refused_with_a_code_and_computes_nothing(
     site, monkeypatch, payload, code
 ):
     for computation in ("cohort_gradients", "patient_gradients", "local_descent"):
-        monkeypatch.setattr(worker, computation, None)
+        monkeypatch.setattr(summaries, computation, None)
     assert code_of(site(payload)) is code
     assert site.outbox.answered() == 0
 
@@ -202,7 +202,7 @@ def test_no_cohort(site):
 @pytest.mark.parametrize("values", [np.nan, 1e9], ids=["not finite", "above the clip norm"])
 def test_a_result_that_must_not_leave_does_not(site, monkeypatch, values):
     monkeypatch.setattr(
-        worker, "cohort_gradients", lambda *, weights, **_: torch.full_like(weights, values)
+        summaries, "cohort_gradients", lambda *, weights, **_: torch.full_like(weights, values)
     )
     assert code_of(site(request())) is RefusalCode.INTERNAL
     assert site.outbox.answered() == 0
@@ -212,7 +212,7 @@ def test_the_text_of_an_exception_stays_in_the_sites_log(site, monkeypatch, tmp_
     def fail(**_keywords):
         raise RuntimeError("CANARY: /images/DOE^JANE")
 
-    monkeypatch.setattr(worker, "cohort_gradients", fail)
+    monkeypatch.setattr(summaries, "cohort_gradients", fail)
     monkeypatch.setattr(logging, "raiseExceptions", True)  # log_to changes it
     handlers = list(incidents.log.handlers)
     incidents.log_to(tmp_path / "logs")
@@ -312,7 +312,7 @@ def order_of(site, monkeypatch, contract, *, round=1, **policy):
         handed.extend(patients)
         return torch.zeros(len(patients), *weights.shape)
 
-    monkeypatch.setattr(worker, "patient_gradients", remember)
+    monkeypatch.setattr(summaries, "patient_gradients", remember)
     reply = site(request(contract=contract, round=round), settings=allowing(site, **policy))
     assert decode(reply).header.type == "summary"
     task = contract.task
@@ -344,8 +344,8 @@ def test_no_more_patients_speak_than_the_policy_allows(site, monkeypatch):
 
 
 def test_an_answer_larger_than_a_message_is_refused_before_it_is_computed(site, monkeypatch):
-    monkeypatch.setattr(worker, "MAX_BYTES", worker.MAX_HEADER_BYTES + 1000)
-    monkeypatch.setattr(worker, "patient_gradients", None)
+    monkeypatch.setattr(summaries, "MAX_BYTES", summaries.MAX_HEADER_BYTES + 1000)
+    monkeypatch.setattr(summaries, "patient_gradients", None)
     assert code_of(site(request(contract=BY_PATIENT), settings=allowing(site))) is (
         RefusalCode.POLICY
     )
@@ -363,7 +363,7 @@ def test_a_block_above_the_clip_norm_does_not_leave(site, monkeypatch):
         values[3, 1, 0] = CONTRACT.probes.clip_norm * 1.01
         return values
 
-    monkeypatch.setattr(worker, "patient_gradients", one_too_large)
+    monkeypatch.setattr(summaries, "patient_gradients", one_too_large)
     reply = site(request(contract=BY_PATIENT), settings=allowing(site))
     assert code_of(reply) is RefusalCode.INTERNAL
 
