@@ -5,6 +5,7 @@ SuperLink is up and at the next ``aggregator up`` where it is not.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from aggregator.home import AggregatorHome
 from aggregator.superlink import SuperLink
+from shared.contract import Hex32, Member
 from shared.durable import write_durably
 from shared.frozen import Frozen, Slug, explain
 
@@ -33,6 +35,9 @@ class Enrolment(Frozen):
     name: Slug
     flower_public_key: str = Field(
         max_length=1024, description="OpenSSH line of the site's ECDSA P-384 public key"
+    )
+    signing_public_key: Hex32 | None = Field(
+        None, description="Ed25519, of secure sums; earlier versions have none"
     )
 
 
@@ -69,19 +74,24 @@ def public_key_bytes(enrolment: Enrolment, *, source: Path) -> bytes:
 def record_site(home: AggregatorHome, enrolment: Enrolment) -> bool:
     """Writes ``sites/NAME.json``; gives whether it is new.
 
-    Raises ``EnrolmentError`` where the name is taken by another key, or the key by another name.
+    A record without a signing key takes one over. Raises ``EnrolmentError`` where the name is taken
+    by another key, or a key by another name.
     """
     for other in enrolled_sites(home):
         same_name = other.name == enrolment.name
         same_key = _key_fields(other) == _key_fields(enrolment)
-        if same_name and same_key:
+        keeps_signing = enrolment.signing_public_key in (None, other.signing_public_key)
+        if same_name and same_key and keeps_signing:
             return False
+        if same_name and same_key and other.signing_public_key is None:
+            break
         if same_name:
             raise EnrolmentError(
                 f"site {enrolment.name} is enrolled with another key: let the site choose another "
                 f"name, or remove {home.sites / f'{other.name}.json'} if the old key is retired"
             )
-        if same_key:
+        same_signing = enrolment.signing_public_key == other.signing_public_key is not None
+        if same_key or same_signing:
             raise EnrolmentError(f"this key is enrolled already, as site {other.name}")
     content = json.dumps(enrolment.model_dump(mode="json"), indent=2).encode() + b"\n"
     write_durably(home.sites / f"{enrolment.name}.json", content)
@@ -95,6 +105,26 @@ def _key_fields(enrolment: Enrolment) -> list[str]:
 def enrolled_sites(home: AggregatorHome) -> list[Enrolment]:
     """The recorded sites, by name; raises ``EnrolmentError`` on a damaged record."""
     return [read_enrolment(path) for path in sorted(home.sites.glob("[!.]*.json"))]
+
+
+def members_of(sites: Sequence[Enrolment]) -> tuple[Member, ...]:
+    """The sites as members of a secure sum, by name.
+
+    Raises ``EnrolmentError`` naming those that have handed over no signing key.
+    """
+    without = sorted(site.name for site in sites if site.signing_public_key is None)
+    if without:
+        raise EnrolmentError(
+            "granularity federation needs signing keys, and none is known of "
+            f"{', '.join(without)}: "
+            "let the site start this version's worker and send its enrolment.json again, then "
+            "`aggregator site add` it"
+        )
+    return tuple(
+        Member(name=site.name, signing_key=site.signing_public_key)
+        for site in sorted(sites, key=lambda site: site.name)
+        if site.signing_public_key is not None
+    )
 
 
 def register_sites(home: AggregatorHome, link: SuperLink) -> list[str]:

@@ -104,7 +104,7 @@ def coordinate_bound(contract: RunContract, kind: Kind, *, rows: int) -> float:
 
     All patients that a site can speak for pull one way, and noise is at its widest.
     """
-    noise = getattr(contract, "noise_multiplier", None) or 0.0
+    noise = contract.noise_multiplier or 0.0
     return contract.patient_bound(kind, rows=rows) * (MAX_PATIENTS + _NOISE_WIDTHS * noise)
 
 

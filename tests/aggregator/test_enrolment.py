@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from aggregator.enrolment import (
     EnrolmentError,
     enrolled_sites,
+    members_of,
     read_enrolment,
     record_site,
     register_sites,
@@ -60,6 +61,36 @@ def test_a_site_is_recorded_once_and_registered_once(home: AggregatorHome, tmp_p
     assert key.startswith(b"-----BEGIN PUBLIC KEY-----")
 
 
+def test_a_signing_key_is_taken_over_once_and_never_exchanged(
+    home: AggregatorHome, tmp_path: Path
+) -> None:
+    key = openssh(ec.generate_private_key(ec.SECP384R1()))
+    without = read_enrolment(write(tmp_path / "e.json", key=key))
+    record_site(home, without)
+    with pytest.raises(EnrolmentError, match="none is known of st-anna"):
+        members_of(enrolled_sites(home))
+    whole = read_enrolment(write(tmp_path / "e.json", key=key, signing_public_key="11" * 32))
+    assert record_site(home, whole)
+    assert not record_site(home, whole)
+    assert not record_site(home, without), "what is known is not forgotten"
+    (member,) = members_of(enrolled_sites(home))
+    assert (member.name, member.signing_key) == ("st-anna", "11" * 32)
+    other = write(tmp_path / "e.json", key=key, signing_public_key="22" * 32)
+    with pytest.raises(EnrolmentError, match="another key"):
+        record_site(home, read_enrolment(other))
+    copied = write(tmp_path / "e.json", name="st-bob", signing_public_key="11" * 32)
+    with pytest.raises(EnrolmentError, match="already, as site st-anna"):
+        record_site(home, read_enrolment(copied))
+
+
+def test_members_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    sites = [
+        read_enrolment(write(tmp_path / "e.json", name=name, signing_public_key=digit * 64))
+        for name, digit in [("st-bob", "1"), ("st-anna", "2")]
+    ]
+    assert [member.name for member in members_of(sites)] == ["st-anna", "st-bob"]
+
+
 def test_a_comment_does_not_make_another_key(home: AggregatorHome, tmp_path: Path) -> None:
     key = openssh(ec.generate_private_key(ec.SECP384R1()))
     assert record_site(home, read_enrolment(write(tmp_path / "e.json", key=key)))
@@ -85,6 +116,7 @@ def test_a_name_or_key_that_is_taken_is_refused(home: AggregatorHome, tmp_path: 
         ({"key": openssh(ed25519.Ed25519PrivateKey.generate())}, "P-384"),
         ({"key": openssh(ec.generate_private_key(ec.SECP256R1()))}, "P-384"),
         ({"salt": "secret"}, "salt"),
+        ({"signing_public_key": "11" * 31}, "signing_public_key"),
         ({"version": 2}, "version"),
     ],
 )

@@ -16,6 +16,11 @@ def test_what_is_stored_is_found_again(tmp_path):
     assert again.stored(contract_digest=DIGEST, round=2) is None
     assert again.stored(contract_digest="cd" * 32, round=1) is None
     assert again.answered() == 1
+    assert again.stored(contract_digest=DIGEST, round=1, attempt=2) is None
+    again.store(b"later", contract_digest=DIGEST, round=1, attempt=2)
+    assert again.stored(contract_digest=DIGEST, round=1, attempt=2) == b"later"
+    assert again.stored(contract_digest=DIGEST, round=1) == b"answer"
+    assert again.answered() == 2
 
 
 def test_nobody_else_may_read_it(tmp_path):
