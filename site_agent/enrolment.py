@@ -55,11 +55,24 @@ images = {images}
 # max_parameters = {max_parameters}
 # Tasks the site takes part in.
 # tasks = {tasks}
-# What a summary may stand for: "cohort" is the mean over the site's patients; "patient", one
-# gradient a patient, says far more of each: see docs/hospital.md before you add it.
+# What a summary may stand for: "cohort" is the mean over the site's patients; "federation", a sum
+# over several sites of which nobody learns this one's share; "patient", one gradient a patient, says
+# far more of each: see docs/hospital.md before you add it.
 # granularities = {granularities}
+# Sites to add up with at granularity "federation": the signing_public_key of each one's
+# enrolment.json, got from that hospital itself. Empty: whoever a contract names.
+# peers = []
 # Patients in one answer at granularity "patient"; further ones are left out.
 # max_patients = {max_patients}
+# Differential privacy, for every patient: the greatest epsilon of one run, and of all runs together
+# as `site-agent budget` counts them. By default neither is set, and runs without noise are taken
+# too; where either is set, they are refused.
+# max_epsilon = 4.0
+# epsilon_budget = 8.0
+# The largest delta of a run, and the one at which the budget is counted.
+# delta = {delta}
+# Where noise comes from all sites of a secure sum together: the share of them trusted to add it.
+# max_honest = {max_honest}
 """
 
 

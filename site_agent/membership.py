@@ -105,15 +105,8 @@ class Membership:
         )
 
     def refuse_attempt(self, request: ProbeHeader) -> None:
-        """Raises ``RefusedError`` where a summary must not be masked for this request's members.
-
-        Nor is there an attempt, or any member, in a request for a summary in the clear.
-        """
+        """Raises ``RefusedError`` where a summary must not be masked for this request's members."""
         contract = request.contract
-        if contract.granularity != "federation":
-            if request.offers or request.attempt != 1:
-                raise RefusedError(RefusalCode.BAD_MEMBERS, "no secure sum, and yet its members")
-            return
         self._refuse_members(contract)
         standing = self._begun(request)
         keys = {member.name: member.signing_key for member in contract.members}
@@ -176,8 +169,6 @@ class Membership:
 
     def answered(self, request: ProbeHeader) -> None:
         """The masked answer is kept: the key of the attempt has done its work, and is removed."""
-        if request.contract.granularity != "federation":
-            return
         standing = self._begun(request)
         if standing.private_key is not None:
             self._keep(request, standing.model_copy(update={"private_key": None}))

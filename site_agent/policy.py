@@ -4,7 +4,8 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from shared.contract import Granularity, RunContract
+from shared.accounting import LEAST_DELTA
+from shared.contract import Granularity, Hex32, RunContract
 from shared.frozen import Frozen
 from shared.messages import MAX_PATIENTS
 from shared.tasks.settings import Modality, MultiTask
@@ -32,10 +33,29 @@ class Policy(Frozen):
         get_args(PhysicalTask), description="tasks the site takes part in"
     )
     granularities: tuple[Granularity, ...] = Field(
-        ("cohort",), description="what a summary may stand for: the cohort's mean, one patient"
+        ("cohort", "federation"),
+        description="what a summary may stand for: the cohort's mean, one patient, many sites' sum",
+    )
+    peers: tuple[Hex32, ...] = Field(
+        (), description="signing keys of the sites to add up with in a secure sum; empty: any"
     )
     max_patients: int = Field(
         256, ge=2, le=MAX_PATIENTS, description="patients in an answer at granularity patient"
+    )
+    max_epsilon: float | None = Field(
+        None, gt=0, description="privacy loss a contract may have; none: also one without noise"
+    )
+    epsilon_budget: float | None = Field(
+        None, gt=0, description="privacy loss of all contracts together; none: no limit"
+    )
+    delta: float = Field(
+        1e-5,
+        ge=LEAST_DELTA,
+        le=0.01,
+        description="largest delta a contract may have, and the one the budget is counted at",
+    )
+    max_honest: float = Field(
+        0.5, gt=0, le=1, description="share of a secure sum's sites trusted to add their noise"
     )
 
 
@@ -49,8 +69,6 @@ def contract_violation(policy: Policy, contract: RunContract, *, parameters: int
     for part in task.parts if isinstance(task, MultiTask) else (task,):
         if part.name not in policy.tasks:
             return f"task {part.name} is not among policy.tasks"
-    if contract.granularity == "federation":
-        return "granularity federation (a secure sum over sites) is not supported by this version"
     if contract.privacy.epsilon is not None:
         return "privacy.epsilon is not supported by this version"
     if contract.granularity not in policy.granularities:
@@ -70,6 +88,28 @@ def contract_violation(policy: Policy, contract: RunContract, *, parameters: int
             f"a network of {parameters} parameters exceeds "
             f"policy.max_parameters {policy.max_parameters}"
         )
+    return privacy_violation(policy, contract)
+
+
+def privacy_violation(policy: Policy, contract: RunContract) -> str | None:
+    """Why ``policy`` forbids the noise of ``contract``, or its absence; None if it does not.
+
+    What was spent before is the ledger's to say: :func:`site_agent.ledger.charge_for`.
+    """
+    privacy = contract.privacy
+    if privacy.epsilon is None:
+        for limit in ("max_epsilon", "epsilon_budget"):
+            if getattr(policy, limit) is not None:
+                return f"the contract has no privacy.epsilon, which policy.{limit} limits"
+        return None
+    if policy.max_epsilon is not None and privacy.epsilon > policy.max_epsilon:
+        return (
+            f"privacy.epsilon {privacy.epsilon:g} exceeds policy.max_epsilon {policy.max_epsilon:g}"
+        )
+    if privacy.delta > policy.delta:
+        return f"privacy.delta {privacy.delta:g} exceeds policy.delta {policy.delta:g}"
+    if privacy.noise == "distributed" and privacy.honest > policy.max_honest:
+        return f"privacy.honest {privacy.honest:g} exceeds policy.max_honest {policy.max_honest:g}"
     return None
 
 

@@ -58,7 +58,9 @@ class Inquiry:
 
     @property
     def patients_at_least(self) -> int:
-        """What may be told of the patients' number."""
+        """What may be told of the patients' number: of a secure sum, nothing new."""
+        if self.contract.granularity == "federation":
+            return patient_bucket(self.contract.min_patients)
         return patient_bucket(len(self.patients))
 
     @property

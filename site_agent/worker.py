@@ -3,12 +3,13 @@
 How a request is answered:
 
 1. decode it; nothing that is not a message of ours goes further;
-2. contract and header agree on the digest; the site's policy allows contract and request;
+2. contract and header agree on the digest; the site's policy allows contract and request; of a
+   secure sum, its members and this attempt are right (``membership.py``);
 3. an answer given before under this contract and round goes out again, byte for byte; another
    request under that round is refused;
 4. the cohort is of the contract's modality and has enough patients; the weights have the network's
    size and are sane;
-5. compute, check the result, write it to the outbox, return it.
+5. compute, check the result, mask it for a secure sum, write it to the outbox, return it.
 
 Whatever fails becomes a refusal: a code, an incident id, never a text.
 """
@@ -20,10 +21,14 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 import torch
 
+from shared.contract import RunContract
+from shared.masking import Ring
 from shared.messages import (
     FloatArray,
+    KeyQueryHeader,
     Message,
     MessageError,
+    OpenQueryHeader,
     ProbeHeader,
     RefusalCode,
     StatusHeader,
@@ -36,11 +41,13 @@ from shared.messages import (
 )
 from shared.networks import parameter_count
 from site_agent.cohort import Cohort
+from site_agent.enrolment import signing_key
 from site_agent.incidents import RefusedError, log, refuse
+from site_agent.membership import Membership
 from site_agent.outbox import Outbox
 from site_agent.policy import contract_violation, modality_violation, request_violation
 from site_agent.settings import SiteSettings
-from site_agent.summaries import device, inquiry, summarise
+from site_agent.summaries import contribution, device, inquiry, summarise
 
 THREADS_VARIABLE = "FEDSTILL_THREADS"
 MAX_WEIGHT = 1000.0
@@ -50,18 +57,23 @@ MAX_WEIGHT = 1000.0
 def answer(
     payload: bytes, *, settings: SiteSettings, cohort: Cohort | None, outbox: Outbox
 ) -> bytes:
-    """Answers one encoded request: a summary, a status or a refusal, encoded. Never raises."""
+    """Answers one encoded request, with a refusal if need be, encoded. Never raises."""
     try:
         try:
             message = decode(payload)
         except MessageError as error:
             raise RefusedError(RefusalCode.MALFORMED, str(error)) from None
-        if isinstance(message.header, StatusQueryHeader):
+        header = message.header
+        if isinstance(header, StatusQueryHeader):
             return encode(Message(header=_status(settings, cohort, outbox)))
-        if not isinstance(message.header, ProbeHeader):
-            raise RefusedError(RefusalCode.UNKNOWN_KIND, f"a {message.header.type} message")
+        if isinstance(header, KeyQueryHeader):
+            return _offer(header, settings=settings, cohort=cohort, outbox=outbox)
+        if isinstance(header, OpenQueryHeader):
+            return _opening(header, settings=settings, outbox=outbox)
+        if not isinstance(header, ProbeHeader):
+            raise RefusedError(RefusalCode.UNKNOWN_KIND, f"a {header.type} message")
         return _summary(
-            message.header,
+            header,
             message.arrays,
             request_digest=payload_digest(payload),
             settings=settings,
@@ -96,46 +108,51 @@ def _summary(
 ) -> bytes:
     started = time.monotonic()
     contract = header.contract
-    if header.contract_digest != contract.digest():
-        raise RefusedError(RefusalCode.DIGEST_MISMATCH, "header and contract disagree")
+    _refuse_other_digest(header)
     weights = arrays.get("weights")
     if weights is None or weights.ndim != 2:
         raise RefusedError(RefusalCode.BAD_WEIGHTS, "not a (K, D) array of weights")
     _obey_policy(header, settings, probes=weights.shape[0])
+    member = _member(header, settings, outbox)
     replay = _earlier_answer(header, request_digest, outbox)
     if replay is not None:
+        if member is not None:
+            member.answered(header)
         log.info("round %d of %s: sent again", header.round, header.contract_digest[:16])
         return replay
-    if cohort is None:
-        raise RefusedError(RefusalCode.NO_COHORT, "nothing is indexed: run `site-agent index`")
-    violation = modality_violation(
-        contract, offered=settings.modality, indexed=cohort.index.modality
-    )
-    if violation is not None:
-        raise RefusedError(RefusalCode.WRONG_MODALITY, violation)
-    if cohort.patients < contract.min_patients:
-        raise RefusedError(
-            RefusalCode.TOO_FEW_PATIENTS,
-            f"{cohort.patients} patients, the contract wants {contract.min_patients}",
-        )
+    cohort = _fit_cohort(contract, cohort, settings)
     _refuse_bad_weights(header, weights)
     asked = inquiry(header, arrays, cohort=cohort, settings=settings)
-    values = summarise(asked)
+    reply: dict[str, FloatArray | Ring]
+    if member is None:
+        reply = {"values": summarise(asked)}
+    else:
+        numerator, weight = contribution(asked)
+        rows = len(weights)
+        reply = {"masked": member.mask(header, request_digest, numerator, weight, rows=rows)}
     encoded = encode(
         Message(
             header=SummaryHeader(
                 contract_digest=header.contract_digest,
                 request_digest=request_digest,
                 round=header.round,
+                attempt=header.attempt,
                 kind=header.kind,
                 site=settings.name,
                 patients_at_least=asked.patients_at_least,
                 seconds=round(time.monotonic() - started, 3),
             ),
-            arrays={"values": values},
+            arrays=reply,
         )
     )
-    outbox.store(encoded, contract_digest=header.contract_digest, round=header.round)
+    outbox.store(
+        encoded,
+        contract_digest=header.contract_digest,
+        round=header.round,
+        attempt=header.attempt,
+    )
+    if member is not None:
+        member.answered(header)
     log.info(
         "round %d of %s (%s): answered %s with %d bytes in %.1f s",
         header.round,
@@ -148,7 +165,61 @@ def _summary(
     return encoded
 
 
-def _obey_policy(header: ProbeHeader, settings: SiteSettings, *, probes: int) -> None:
+def _offer(
+    query: KeyQueryHeader, *, settings: SiteSettings, cohort: Cohort | None, outbox: Outbox
+) -> bytes:
+    """A key of a secure sum, where the site is going to answer the request that it is for."""
+    _refuse_other_digest(query)
+    _obey_policy(query, settings, probes=1)
+    _fit_cohort(query.contract, cohort, settings)
+    return _membership(settings, outbox).offer(query)
+
+
+def _opening(query: OpenQueryHeader, *, settings: SiteSettings, outbox: Outbox) -> bytes:
+    if "federation" not in settings.policy.granularities:
+        raise RefusedError(RefusalCode.POLICY, "the policy has changed: no sum is opened any more")
+    return _membership(settings, outbox).opening(query)
+
+
+def _member(header: ProbeHeader, settings: SiteSettings, outbox: Outbox) -> Membership | None:
+    """The site as a member of the secure sum a request is for; None where it is for none."""
+    if header.contract.granularity == "federation":
+        member = _membership(settings, outbox)
+        member.refuse_attempt(header)
+        return member
+    if header.offers or header.attempt != 1:
+        raise RefusedError(RefusalCode.BAD_MEMBERS, "no secure sum, and yet its members")
+    return None
+
+
+def _membership(settings: SiteSettings, outbox: Outbox) -> Membership:
+    return Membership(outbox.folder, settings.name, signing_key(settings), settings.policy.peers)
+
+
+def _refuse_other_digest(header: ProbeHeader | KeyQueryHeader) -> None:
+    if header.contract_digest != header.contract.digest():
+        raise RefusedError(RefusalCode.DIGEST_MISMATCH, "header and contract disagree")
+
+
+def _fit_cohort(contract: RunContract, cohort: Cohort | None, settings: SiteSettings) -> Cohort:
+    if cohort is None:
+        raise RefusedError(RefusalCode.NO_COHORT, "nothing is indexed: run `site-agent index`")
+    violation = modality_violation(
+        contract, offered=settings.modality, indexed=cohort.index.modality
+    )
+    if violation is not None:
+        raise RefusedError(RefusalCode.WRONG_MODALITY, violation)
+    if cohort.patients < contract.min_patients:
+        raise RefusedError(
+            RefusalCode.TOO_FEW_PATIENTS,
+            f"{cohort.patients} patients, the contract wants {contract.min_patients}",
+        )
+    return cohort
+
+
+def _obey_policy(
+    header: ProbeHeader | KeyQueryHeader, settings: SiteSettings, *, probes: int
+) -> None:
     contract = header.contract
     parameters = max(parameter_count(contract.student), parameter_count(contract.anchor_network))
     violation = contract_violation(
@@ -159,7 +230,9 @@ def _obey_policy(header: ProbeHeader, settings: SiteSettings, *, probes: int) ->
 
 
 def _earlier_answer(header: ProbeHeader, request_digest: str, outbox: Outbox) -> bytes | None:
-    stored = outbox.stored(contract_digest=header.contract_digest, round=header.round)
+    stored = outbox.stored(
+        contract_digest=header.contract_digest, round=header.round, attempt=header.attempt
+    )
     if stored is None:
         return None
     earlier = decode(stored).header

@@ -272,18 +272,6 @@ def test_pinned_peers_are_the_only_ones_it_adds_up_with(site):
     assert code(strict.refuse_attempt, asked) is RefusalCode.POLICY
 
 
-def test_a_request_in_the_clear_has_neither_members_nor_attempts(site):
-    clear = CONTRACT.model_copy(update={"granularity": "cohort", "members": ()})
-    member = site()
-    member.refuse_attempt(request([], contract=clear))
-    assert code(member.refuse_attempt, request([], contract=clear, attempt=2)) is (
-        RefusalCode.BAD_MEMBERS
-    )
-    offers = [offer_of(site(name)) for name in NAMES]
-    assert code(member.refuse_attempt, request(offers, contract=clear)) is RefusalCode.BAD_MEMBERS
-    member.answered(request([], contract=clear))  # there is nothing to remove
-
-
 def test_a_summary_without_a_key_asked_before_is_refused(site):
     offers = [offer_of(site(name)) for name in NAMES]
     fresh = Membership(site().folder.with_name("empty"), "site-a", KEYS["site-a"], ())

@@ -67,10 +67,11 @@ def test_patients_one_by_one_only_where_the_site_lists_them():
     assert contract_violation(allowing, contract, parameters=1) is None
 
 
-def test_a_secure_sum_is_not_supported_wherever_it_is_listed():
+def test_a_secure_sum_is_allowed_unless_the_site_lists_others():
     contract = RunContract(name="x", granularity="federation")
-    violation = contract_violation(Policy(granularities=("federation",)), contract, parameters=1)
-    assert violation is not None and "not supported" in violation
+    assert contract_violation(Policy(), contract, parameters=1) is None
+    violation = contract_violation(Policy(granularities=("cohort",)), contract, parameters=1)
+    assert violation is not None and "granularity federation" in violation
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,24 @@ import logging
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from shared.architectures import Residual
-from shared.contract import Anchor, Probes, RunContract
+from shared.contract import Anchor, Member, Probes, RunContract
+from shared.masking import (
+    Session,
+    coordinate_bound,
+    decode_contribution,
+    opened_sum,
+    pairwise_mask,
+    sign_offer,
+)
 from shared.messages import (
+    KeyQueryHeader,
     Message,
+    Offer,
+    OpenQueryHeader,
     RefusalCode,
     StatusQueryHeader,
     decode,
@@ -20,7 +33,9 @@ from shared.networks import initial_weights, parameter_count
 from shared.tasks.settings import CtDenoise, MrDenoise
 from site_agent import incidents, summaries, worker
 from site_agent.cohort import build_cohort, open_cohort
+from site_agent.enrolment import signing_key
 from site_agent.intake.slices import PatientSlices, Slice
+from site_agent.membership import Membership
 from site_agent.outbox import Outbox
 from site_agent.policy import Policy
 from site_agent.settings import SiteSettings
@@ -130,10 +145,13 @@ def test_an_answer_is_on_the_disk_before_it_is_sent(site, monkeypatch):
     assert code_of(site(request())) is RefusalCode.INTERNAL
 
 
-def other_digest(payload):
+def with_header(payload, **changes):
     message = decode(payload)
-    header = message.header.model_copy(update={"contract_digest": "0" * 64})
+    header = message.header.model_copy(update=changes)
     return encode(message.model_copy(update={"header": header}))
+
+
+OFFER = Offer(name="site-a", public_key="00" * 32, signature="00" * 64)
 
 
 def weights_of(value, *, shape=None):
@@ -148,7 +166,7 @@ def weights_of(value, *, shape=None):
         (b"\xff" * 100, RefusalCode.MALFORMED),
         (request()[:-1], RefusalCode.MALFORMED),
         (encode(refusal(site="x", code="internal", incident="0" * 12)), RefusalCode.UNKNOWN_KIND),
-        (other_digest(request()), RefusalCode.DIGEST_MISMATCH),
+        (with_header(request(), contract_digest="0" * 64), RefusalCode.DIGEST_MISMATCH),
         (request(round=CONTRACT.rounds + 1), RefusalCode.POLICY),
         (request(weights=weights_of(0, shape=(65, 3))), RefusalCode.POLICY),
         (request(weights=weights_of(0, shape=(1, 3))), RefusalCode.BAD_WEIGHTS),
@@ -176,8 +194,10 @@ def weights_of(value, *, shape=None):
         (request(contract=BY_PATIENT), RefusalCode.POLICY),
         (
             request(contract=CONTRACT.model_copy(update={"granularity": "federation"})),
-            RefusalCode.POLICY,
+            RefusalCode.BAD_MEMBERS,
         ),
+        (with_header(request(), attempt=2), RefusalCode.BAD_MEMBERS),
+        (with_header(request(), offers=(OFFER,)), RefusalCode.BAD_MEMBERS),
     ],
 )
 def test_what_is_not_allowed_is_refused_with_a_code_and_computes_nothing(
@@ -371,3 +391,126 @@ def test_a_block_above_the_clip_norm_does_not_leave(site, monkeypatch):
 def test_a_site_that_offers_another_modality_than_it_indexed_says_so(site):
     offering = site.settings.model_copy(update={"modality": "MR"})
     assert code_of(site(request(), settings=offering)) is RefusalCode.WRONG_MODALITY
+
+
+PEERS = {name: Ed25519PrivateKey.from_private_bytes(name * 32) for name in (b"b", b"c")}
+
+
+def secure(site, **changes):
+    """A contract for a secure sum of the site and two others."""
+    keys = [signing_key(site.settings), *PEERS.values()]
+    members = tuple(
+        Member(name=name, signing_key=key.public_key().public_bytes_raw().hex())
+        for name, key in zip(("site-a", "b", "c"), keys, strict=True)
+    )
+    return CONTRACT.model_copy(update={"granularity": "federation", "members": members, **changes})
+
+
+def key_query(contract, *, attempt=1):
+    digest = contract.digest()
+    header = KeyQueryHeader(contract=contract, contract_digest=digest, round=1, attempt=attempt)
+    return encode(Message(header=header))
+
+
+def open_query(contract, *, attempt=1):
+    header = OpenQueryHeader(contract_digest=contract.digest(), round=1, attempt=attempt)
+    return encode(Message(header=header))
+
+
+def masked_request(site, contract, *, attempt=1, kind="gradients"):
+    """A request with the site's own offer and those of its peers, and the peers' private keys."""
+    offers = [decode(site(key_query(contract, attempt=attempt))).header.offer]
+    private = {}
+    for name, key in PEERS.items():
+        private[name.decode()] = X25519PrivateKey.generate()
+        public_key = private[name.decode()].public_key().public_bytes_raw().hex()
+        about = {"contract_digest": contract.digest(), "round": 1, "attempt": attempt}
+        offers.append(sign_offer(key, name=name.decode(), public_key=public_key, **about))
+    plain = request(contract=contract, kind=kind)
+    return with_header(plain, attempt=attempt, offers=tuple(offers)), private
+
+
+@pytest.mark.parametrize("kind", ["gradients", "local-steps"])
+def test_under_its_masks_is_what_the_site_would_have_sent_in_the_clear(site, monkeypatch, kind):
+    contract = secure(site)
+    payload, private = masked_request(site, contract, kind=kind)
+    reply = decode(site(payload))
+    header = decode(payload).header
+    assert set(reply.arrays) == {"masked"}
+    assert (reply.header.attempt, reply.header.patients_at_least) == (1, 5)
+    seed = bytes.fromhex(decode(site(open_query(contract))).header.seed)
+    session = Session.of(header, payload_digest(payload))
+    total = reply.arrays["masked"].copy()
+    for name, key in private.items():  # peers with nothing to say
+        total += pairwise_mask(
+            key, name=name, offers=header.offers, session=session, count=len(total)
+        )
+    opened = opened_sum(total, seeds={"site-a": seed}, session=session)
+    rows = len(decode(payload).arrays["weights"])
+    bound = coordinate_bound(contract, kind, rows=rows)
+    numerator, weight = decode_contribution(opened, members=3, bound=bound)
+    assert weight == 5.0
+    # The same question in the clear; all that is random follows from the contract's digest.
+    clear = CONTRACT.model_copy(update={"seed": 1})
+    monkeypatch.setattr(RunContract, "digest", lambda _: header.contract_digest)
+    again = Outbox(site.outbox.folder / "again")
+    reply = worker.answer(
+        request(contract=clear, kind=kind), settings=site.settings, cohort=site.cohort, outbox=again
+    )
+    mean = decode(reply).arrays["values"]
+    assert np.abs(mean).max() > 0
+    np.testing.assert_allclose(numerator.reshape(rows, -1) / 5.0, mean, rtol=1e-6, atol=1e-12)
+
+
+def test_a_masked_answer_is_repeated_and_its_round_is_not_used_again(site, monkeypatch):
+    contract = secure(site)
+    payload, _ = masked_request(site, contract)
+    first = site(payload)
+    monkeypatch.setattr(worker, "contribution", None)
+    assert site(payload) == first
+    assert code_of(site(with_header(payload, network="anchor"))) is RefusalCode.ROUND_REUSED
+    opening = site(open_query(contract))
+    assert site(open_query(contract)) == opening
+    assert code_of(site(key_query(contract, attempt=2))) is RefusalCode.ROUND_REUSED
+    assert site(payload) == first
+
+
+def test_a_later_attempt_is_answered_afresh_and_ends_the_earlier_one(site):
+    contract = secure(site)
+    payload, _ = masked_request(site, contract)
+    later, _ = masked_request(site, contract, attempt=2)  # asks for the key of attempt 2
+    assert code_of(site(payload)) is RefusalCode.ROUND_REUSED
+    assert decode(site(later)).header.attempt == 2
+    assert code_of(site(open_query(contract))) is RefusalCode.ROUND_REUSED
+    assert decode(site(open_query(contract, attempt=2))).header.type == "opening"
+
+
+def test_a_crash_between_masking_and_keeping_the_answer_loses_nothing(site, monkeypatch):
+    contract = secure(site)
+    payload, _ = masked_request(site, contract)
+    with monkeypatch.context() as broken:
+        broken.setattr(Outbox, "store", None)
+        assert code_of(site(payload)) is RefusalCode.INTERNAL
+    # As if killed after the answer was kept, and before the key was removed.
+    with monkeypatch.context() as broken:
+        broken.setattr(Membership, "answered", None)
+        assert code_of(site(payload)) is RefusalCode.INTERNAL
+    assert code_of(site(open_query(contract))) is RefusalCode.BAD_MEMBERS
+    assert decode(site(payload)).header.type == "summary"
+    assert decode(site(open_query(contract))).header.type == "opening"
+
+
+def test_a_key_is_offered_only_where_the_request_would_be_answered(site):
+    contract = secure(site)
+    assert code_of(site(key_query(contract), cohort=None)) is RefusalCode.NO_COHORT
+    many = secure(site, min_patients=7)
+    assert code_of(site(key_query(many))) is RefusalCode.TOO_FEW_PATIENTS
+    clear = site.settings.model_copy(update={"policy": Policy(granularities=("cohort",))})
+    assert code_of(site(key_query(contract), settings=clear)) is RefusalCode.POLICY
+    pinned = site.settings.model_copy(update={"policy": Policy(peers=("11" * 32,))})
+    assert code_of(site(key_query(contract), settings=pinned)) is RefusalCode.POLICY
+    header = decode(key_query(contract)).header.model_copy(update={"contract_digest": "0" * 64})
+    assert code_of(site(encode(Message(header=header)))) is RefusalCode.DIGEST_MISMATCH
+    payload, _ = masked_request(site, contract)
+    site(payload)
+    assert code_of(site(open_query(contract), settings=clear)) is RefusalCode.POLICY
