@@ -18,13 +18,13 @@ from safetensors.torch import save
 
 from aggregator.admission import Admitted, Rejected, admit
 from aggregator.distill.distiller import Distiller
-from aggregator.distill.prior import PriorError, build_prior
 from aggregator.distill.schedule import ask_of_round
+from aggregator.foundation import FoundationError, foundation_of, read_prior
 from aggregator.progress import Journal, Phase
+from aggregator.runs import FOUNDATION
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.messages import ProbeHeader, encode, payload_digest, probe_batch
-from shared.readers import ReaderError, read_images
 
 CHECKPOINT, PAIRS, RESULT, EVENTS = (
     "checkpoint.safetensors",
@@ -77,7 +77,11 @@ def federate(
         )
         journal.step(named, done, total)
 
-    distiller = Distiller(contract, _prior(contract, public), device=device, on_step=on_step)
+    try:
+        prior, foundation = read_prior(contract, public), foundation_of(contract, run / FOUNDATION)
+    except FoundationError as error:
+        raise FederationError(str(error)) from None
+    distiller = Distiller(contract, prior, device=device, on_step=on_step, foundation=foundation)
     ledger = _resume(run / CHECKPOINT, contract, distiller, sites)
     _timed(ledger, "public", distiller.prepare)
     _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
@@ -100,24 +104,6 @@ def federate(
     journal.step("done", contract.rounds, contract.rounds, "pairs are written")
 
 
-def _prior(contract: RunContract, public: Path | None) -> Any:
-    task = contract.task
-    images = None
-    try:
-        if public is not None:
-            patients = read_images(
-                public,
-                size_px=task.size_px,
-                low=task.window[0],
-                high=task.window[1],
-                modality=task.modality,
-            )
-            images = torch.cat([torch.from_numpy(slices) for slices in patients])
-        return build_prior(contract, public=images)
-    except (PriorError, ReaderError) as error:
-        raise FederationError(str(error)) from None
-
-
 def _round(
     contract: RunContract,
     sites: Sequence[str],
@@ -134,7 +120,12 @@ def _round(
     ask, weights = _timed(ledger, phase, distiller.ask)
     rows = weights.cpu().numpy()
     request = probe_batch(
-        contract=contract, round=number, kind=ask.kind, network=ask.network, weights=rows
+        contract=contract,
+        round=number,
+        kind=ask.kind,
+        network=ask.network,
+        weights=rows,
+        **{name: array.cpu().numpy() for name, array in distiller.reducing().items()},
     )
     payload = encode(request)
     journal.step(phase, 0, len(sites), f"asked {len(sites)} sites")
@@ -161,7 +152,7 @@ def _round(
             continue
         entry = ledger["sites"][site]
         # One a probe, or at patient granularity one a probe and patient.
-        entry["releases"] += admitted[site].values.size // rows.shape[1]
+        entry["releases"] += admitted[site].values.size // admitted[site].values.shape[-1]
         entry["bytes_up"] += len(answers[site])
         entry["bytes_down"] += len(payload)
     told = "; ".join(f"{site}: {reason}" for site, reason in problems.items())

@@ -81,6 +81,11 @@ class AggregatorHome:
         return self.root / "runs"
 
     @property
+    def foundations(self) -> Path:
+        """What contracts with public directions stand on: computed before they are agreed on."""
+        return self.root / "foundations"
+
+    @property
     def logs(self) -> Path:
         """What the SuperLink and the API write."""
         return self.root / "logs"

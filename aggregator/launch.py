@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from aggregator.enrolment import enrolled_sites
 from aggregator.home import AggregatorHome
 from aggregator.runs import (
+    FOUNDATION,
     RunError,
     is_finished,
     prepare_run,
@@ -26,6 +27,7 @@ from aggregator.runs import (
 from aggregator.superlink import superlink
 from aggregator.utility import UTILITY
 from shared.contract import RunContract
+from shared.durable import write_durably
 
 
 def launch_run(
@@ -47,15 +49,35 @@ def launch_run(
     unknown = sorted(set(sites) - set(enrolled))
     if unknown:
         raise RunError(f"not enrolled: {', '.join(unknown)} (enrolled: {', '.join(enrolled)})")
+    display = Display(quiet=quiet)
+    contract, foundation = _founded(home, contract, public=public, display=display)
     planned = (home.run_folder(contract.digest()) / "plan.json").exists()
     run = prepare_run(home, contract, sites=sites or ([] if planned else enrolled), public=public)
+    if foundation is not None and not is_finished(run):
+        write_durably(run / FOUNDATION, foundation.read_bytes())
     if not is_finished(run):
-        _distil(home, run, wait_s=wait_s, quiet=quiet)
+        _distil(home, run, wait_s=wait_s, display=display)
     return publish(home, run, contract) if publishes else {"run": str(run)}
 
 
-def _distil(home: AggregatorHome, run: Path, *, wait_s: float, quiet: bool) -> None:
-    display = Display(quiet=quiet)
+def _founded(
+    home: AggregatorHome, contract: RunContract, *, public: Path | None, display: "Display"
+) -> tuple[RunContract, Path | None]:
+    """The contract with its public directions, and the file that holds them; None if it has none.
+
+    Computed once for a contract: minutes, of torch, which nothing else of a launch needs.
+    """
+    if not contract.privacy.directions:
+        return contract, None
+    from aggregator.foundation import founded
+
+    file = home.foundations / f"{contract.foundation()[:16]}.safetensors"
+    with display:
+        filled = founded(contract, public=public, file=file, on_step=display.prepares)
+    return filled, file
+
+
+def _distil(home: AggregatorHome, run: Path, *, wait_s: float, display: "Display") -> None:
     with superlink(home) as link, display:
         for missing in wait_for_sites(link, read_plan(run).sites, timeout_s=wait_s):
             if missing:
@@ -140,6 +162,10 @@ class Display:
             self._bar.update(self._task, description=text)
         else:
             typer.echo(text, err=True)
+
+    def prepares(self, phase: str, done: int, total: int) -> None:
+        """A step of what comes before a run."""
+        self.show({"phase": phase, "rounds": 0, "done": done, "total": total})
 
     def show(self, event: dict[str, Any]) -> None:
         """One event of ``events.jsonl``."""

@@ -4,6 +4,7 @@
 ``plan.json``       which sites, where public volumes are, how long a round may take
 ``events.jsonl``    progress, appended by the ServerApp
 ``lock``            held by the ServerApp; the kernel lets go of it, however its life ends
+``foundation.safetensors``  public directions and their network, of a contract that has some
 ``checkpoint.safetensors``, ``pairs.safetensors``, ``result.json``   of ``aggregator.federation``
 ``utility.json``    what the pairs were measured to be worth, if they were; the gate reads it
 """
@@ -25,6 +26,7 @@ from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.frozen import Frozen, Slug
 
+FOUNDATION = "foundation.safetensors"
 START_WITHIN_S = 90.0
 """How long a submitted run may take until its ServerApp holds the lock."""
 POLL_S = 0.3

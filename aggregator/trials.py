@@ -19,13 +19,13 @@ from torch import Tensor
 from aggregator.arms import Distillation, Teacher
 from aggregator.distill.controls import noise_targets
 from aggregator.distill.distiller import Distiller
-from aggregator.distill.prior import PriorError, build_prior
-from aggregator.federation import CHECKPOINT, EVENTS, PAIRS, FederationError, federate
+from aggregator.federation import CHECKPOINT, EVENTS, PAIRS, federate
+from aggregator.foundation import founded, read_prior
+from aggregator.runs import FOUNDATION
 from aggregator.simulate import Hospital, in_process
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.processes import die_with_parent
-from shared.readers import ReaderError, read_images
 
 NULLS = "nulls.safetensors"
 POLL_S = 1.0
@@ -46,7 +46,8 @@ def distil_all(
 ) -> None:
     """Works on the trials until all are finished; those that are, are left as they are.
 
-    ``on_round`` is called with the rounds done and in all. Raises ``FederationError``.
+    ``on_round`` is called with the rounds done and in all. Raises ``FederationError`` or
+    ``FoundationError``.
     """
     todo = [trial for trial in trials if not (trial.run / NULLS).exists()]
     if not todo:
@@ -81,11 +82,15 @@ def _start(threads: int) -> None:
 
 
 def distil(trial: Trial) -> None:
-    """Runs the federation of one trial, then its nulls. Raises ``FederationError``."""
-    modality = trial.contract.task.modality
+    """Runs the federation of one trial, then its nulls.
+
+    Raises ``FederationError`` or ``FoundationError``.
+    """
+    contract = _founded(trial)
+    modality = contract.task.modality
     ask = in_process(trial.hospitals, modality=modality, outboxes=trial.run / "outbox")
     federate(
-        contract=trial.contract,
+        contract=contract,
         sites=[one.name for one in trial.hospitals],
         exchange=ask,
         run=trial.run,
@@ -104,7 +109,7 @@ def read_trial(trial: Trial) -> Distillation:
         return Teacher(trial.contract.anchor_network, weights, plan.symmetric)
 
     return Distillation(
-        contract=trial.contract,
+        contract=_founded(trial),
         lq=pairs["lq"],
         hq=pairs["hq"],
         anchor=teacher(state["anchor"]) if plan.rounds else None,
@@ -113,23 +118,20 @@ def read_trial(trial: Trial) -> Distillation:
     )
 
 
+def _founded(trial: Trial) -> RunContract:
+    """The trial's contract as sites see it; what it stands on is in the trial's folder."""
+    return founded(
+        trial.contract,
+        public=trial.public,
+        file=trial.run / FOUNDATION,
+        on_step=lambda *_: None,
+    )
+
+
 def _noise_matched(trial: Trial) -> Tensor:
-    contract, task = trial.contract, trial.contract.task
+    contract = _founded(trial)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    public = None
-    try:
-        if trial.public is not None:
-            patients = read_images(
-                trial.public,
-                size_px=task.size_px,
-                low=task.window[0],
-                high=task.window[1],
-                modality=task.modality,
-            )
-            public = torch.cat([torch.from_numpy(slices) for slices in patients])
-        distiller = Distiller(contract, build_prior(contract, public=public), device=device)
-    except (PriorError, ReaderError) as error:
-        raise FederationError(str(error)) from None
+    distiller = Distiller(contract, read_prior(contract, trial.public), device=device)
     # The same network as the run's, which need not be trained a second time.
     free = load_file(trial.run / CHECKPOINT)["public"].to(device)
     distiller.public_weights = distiller.anchor_weights = free

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.contract import Name
+from shared.sketch import Sketch
 
 NAMES: tuple[Name, ...] = get_args(Name)
 
@@ -19,8 +20,11 @@ class Entry:
     round: int
     network: Name
     weights: Tensor  # (D,)
-    targets: Tensor  # (G, D), image i follows target i mod G
-    variance: Tensor  # (D,), of the mean over hospitals or patients
+    targets: Tensor  # (G, R), image i follows target i mod G
+    variance: Tensor  # (R,), of the mean over hospitals or patients
+    scales: Tensor  # (L,) of the sketch that made D numbers R; (0,) where they are whole
+    seed: int = 0
+    """Of the sketch."""
 
 
 @dataclass
@@ -30,11 +34,26 @@ class Bank:
     entries: list[Entry] = field(default_factory=list)
 
     def add(
-        self, *, round: int, network: Name, weights: Tensor, targets: Tensor, variance: Tensor
+        self,
+        *,
+        round: int,
+        network: Name,
+        weights: Tensor,
+        targets: Tensor,
+        variance: Tensor,
+        sketches: Sequence[Sketch] = (),
     ) -> None:
-        """Banks a request: ``weights`` and ``variance`` (K, D), ``targets`` (G, K, D)."""
+        """Banks a request: ``weights`` (K, D), ``variance`` (K, R), ``targets`` (G, K, R).
+
+        ``sketches`` are those of its probes, where answers were sketched.
+        """
         for row, theta in enumerate(weights):
-            self.entries.append(Entry(round, network, theta, targets[:, row], variance[row]))
+            scales, seed = theta.new_empty(0), 0
+            if sketches:
+                scales, seed = sketches[row].scales, sketches[row].seed
+            self.entries.append(
+                Entry(round, network, theta, targets[:, row], variance[row], scales, seed)
+            )
 
     def recent(self, requests: int) -> Sequence[Entry]:
         """The entries of the last ``requests`` rounds: older probes lie off the trajectory."""
@@ -48,11 +67,13 @@ class Bank:
         state = {
             "rounds": torch.tensor([entry.round for entry in self.entries]),
             "networks": torch.tensor([NAMES.index(entry.network) for entry in self.entries]),
+            "seeds": torch.tensor([entry.seed for entry in self.entries]),
         }
         for number, entry in enumerate(self.entries):
             state[f"weights.{number}"] = entry.weights
             state[f"targets.{number}"] = entry.targets
             state[f"variance.{number}"] = entry.variance
+            state[f"scales.{number}"] = entry.scales
         return state
 
     @classmethod
@@ -60,7 +81,7 @@ class Bank:
         """The bank whose :meth:`state` this is. Raises ``KeyError`` on one that is not complete."""
         if not state:
             return cls()
-        named = zip(state["rounds"].tolist(), state["networks"].tolist(), strict=True)
+        columns = (state[name].tolist() for name in ("rounds", "networks", "seeds"))
         return cls(
             [
                 Entry(
@@ -69,8 +90,10 @@ class Bank:
                     weights=state[f"weights.{number}"],
                     targets=state[f"targets.{number}"],
                     variance=state[f"variance.{number}"],
+                    scales=state[f"scales.{number}"],
+                    seed=int(seed),
                 )
-                for number, (round_, network) in enumerate(named)
+                for number, (round_, network, seed) in enumerate(zip(*columns, strict=True))
             ]
         )
 

@@ -41,9 +41,9 @@ def noise_targets(distiller: Distiller) -> Distiller:
     """A distiller that went through the same probe rounds towards random vectors.
 
     Each target has the direction of white noise and the length of the set's own gradient at its
-    probe, clipped as a hospital's is; all images follow the one. The anchor's rounds are left out:
-    the anchor is the free public network. Of ``distiller`` the contract, the prior and that network
-    are read. Raises ``RuntimeError`` where it is not prepared.
+    probe, clipped and reduced as a hospital's is; all images follow the one. The anchor's rounds
+    are left out: the anchor is the free public network. Of ``distiller`` the contract, the prior and
+    that network are read. Raises ``RuntimeError`` where it is not prepared.
     """
     contract = distiller.contract
     null = Distiller(contract, distiller.prior, device=distiller.device)
@@ -52,16 +52,18 @@ def noise_targets(distiller: Distiller) -> Distiller:
     while not null.finished:
         ask, weights = null.ask()
         seed = request_seed(contract.digest(), "noise", ask.round)
-        own = cohort_gradients(
-            contract=contract,
-            network=ask.network,
-            weights=weights,
-            patients=[null.images],
-            seed=seed,
-            device=null.device,
-        ).view(weights.shape)
+        own = null.sketched(
+            cohort_gradients(
+                contract=contract,
+                network=ask.network,
+                weights=weights,
+                patients=[null.images],
+                seed=seed,
+                device=null.device,
+            )
+        )
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(weights.shape, generator=generator).to(own)
+        noise = torch.randn(own.shape, generator=generator).to(own)
         null.absorb([noise * (own.norm(dim=1) / noise.norm(dim=1))[:, None]], patients=[1])
     return null
 

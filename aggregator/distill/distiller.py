@@ -16,14 +16,16 @@ state restored from a checkpoint goes on exactly as the one it was taken from.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from aggregator.distill.anchor import averaged, descend
 from aggregator.distill.bank import Bank, Entry, dealt
+from aggregator.distill.directions import Foundation, OnStep, free_network
 from aggregator.distill.matching import (
+    after,
     distance_to,
     exact_match,
     finite_difference_match,
@@ -36,8 +38,11 @@ from aggregator.distill.spg import Parameters, identity_parameters, personalise_
 from aggregator.distill.tiles import Tiles, tiling
 from shared.architectures import Network
 from shared.contract import RunContract
-from shared.gradients import request_seed
+from shared.gradients import patient_parts, request_seed
 from shared.networks import apply_network
+from shared.reduction import sketched, sketches_of
+from shared.sketch import Sketch, layer_scales
+from shared.subspace import lift
 from shared.tasks.degradation import degrade, parts
 from shared.training import dihedral, enhance, enhance_symmetric, fit_pairs, noisy_pool
 
@@ -47,11 +52,7 @@ CURVE_RATE = 0.05
 """Adam's step for the few parameters of the curves; pixels and grids move a tenth as fast."""
 ROUGHNESS_WEIGHT = 10.0
 PROBE_POOL_DRAWS = 8
-FREE_POOL_DRAWS = 4
 RECENT_REQUESTS = 2
-
-OnStep = Callable[[str, int, int], None]
-"""Called with (phase, steps done, steps in all)."""
 
 
 def _silent(phase: str, done: int, total: int) -> None:
@@ -68,6 +69,7 @@ class Distiller:
         *,
         device: torch.device,
         on_step: OnStep = _silent,
+        foundation: Foundation | None = None,
     ) -> None:
         self.contract = contract
         self.device = device
@@ -84,6 +86,11 @@ class Distiller:
         self.images = self.start.clone()
         self.bank = Bank()
         self._asked: Tensor | None = None
+        self._basis: Tensor | None = None
+        self._sketches: list[Sketch] = []
+        if foundation is not None:
+            self._start_from(foundation.public_weights.to(device))
+            self._basis = None if foundation.basis is None else foundation.basis.to(device)
 
     @property
     def finished(self) -> bool:
@@ -92,48 +99,54 @@ class Distiller:
 
     def prepare(self) -> None:
         """Trains the free public network where that has not been done."""
-        if self.public_weights is not None:
-            return
-        seed, free = (
-            request_seed(self.contract.foundation(), "public"),
-            self.prior.free.to(self.device),
-        )
-        self.public_weights = fit_pairs(
-            lq=noisy_pool(self.contract.task, free, draws=FREE_POOL_DRAWS, seed=seed),
-            hq=free,
-            network=self.contract.anchor_network,
-            steps=self.contract.anchor.public_steps,
-            seed=seed,
-            device=self.device,
-            on_step=lambda done, total: self._on_step("public", done, total),
-        )
-        self.anchor_weights = self.public_weights.clone()  # a checkpoint shares no memory
+        if self.public_weights is None:
+            self._start_from(
+                free_network(self.contract, self.prior, device=self.device, on_step=self._on_step)
+            )
+
+    def _start_from(self, public_weights: Tensor) -> None:
+        self.public_weights = public_weights
+        self.anchor_weights = public_weights.clone()  # a checkpoint shares no memory
 
     def ask(self) -> tuple[Ask, Tensor]:
         """The next round's question and its weights (K, D); ``RuntimeError`` when finished."""
         if self.finished or self.anchor_weights is None:
             raise RuntimeError("nothing to ask: finished, or not prepared")
-        ask = ask_of_round(self.contract, self.round + 1)
+        ask, self._sketches = ask_of_round(self.contract, self.round + 1), []
         if ask.kind == "local-steps":
             self._asked = self.anchor_weights[None]
         else:
             self._asked = self._probe_weights(ask)
+            if self.contract.privacy.sketch:
+                self._sketches = self._sketches_at(self._asked, ask)
         return ask, self._asked
+
+    def reducing(self) -> dict[str, Tensor]:
+        """What goes with the last question, for its answers to be reduced with: arrays by name."""
+        if self._sketches:
+            return {"scales": torch.stack([sketch.scales for sketch in self._sketches])}
+        asks_descents = self.round < self.contract.anchor.rounds
+        return {"basis": self._basis} if asks_descents and self._basis is not None else {}
+
+    def sketched(self, rows: Tensor) -> Tensor:
+        """Gradients (K, D) at the last question's weights, reduced as hospitals' are: (K, R)."""
+        return sketched(self._sketches, rows) if self._sketches else rows
 
     def absorb(self, values: Sequence[Tensor], *, patients: Sequence[int]) -> None:
         """Takes the sites' answers to the last question and does the round's steps.
 
-        ``values`` are (K, D) a site, or (P, K, D) of its patients; ``patients`` weight the sites.
+        ``values`` are (K, R) a site, or (P, K, R) of its patients; ``patients`` weight the sites.
         """
         if self._asked is None:
             raise RuntimeError("absorb() before ask()")
         ask = ask_of_round(self.contract, self.round + 1)
         # A site's answer for itself is one block of its own; patients are one block each.
-        blocks = [value.to(self.device).view(-1, *self._asked.shape) for value in values]
+        blocks = [value.to(self.device).view(-1, *value.shape[-2:]) for value in values]
         means = [block.mean(dim=0) for block in blocks]
         mean = averaged(means, patients=patients)
         if ask.kind == "local-steps":
-            self.anchor_weights = descend(self._asked[0], mean[0])
+            descent = mean if self._basis is None else lift(self._basis, mean)
+            self.anchor_weights = descend(self._asked[0], descent[0])
         else:
             persona, everyone = self.contract.spg.persona, torch.cat(blocks)
             followed = {"federation": [mean], "cohort": means, "patient": list(everyone)}[persona]
@@ -143,6 +156,7 @@ class Distiller:
                 weights=self._asked,
                 targets=dealt(torch.stack(followed), self.contract.images),
                 variance=variance_of_mean(everyone),
+                sketches=self._sketches,
             )
             self._match(ask.round)
         self.round, self._asked = ask.round, None
@@ -211,6 +225,21 @@ class Distiller:
             on_step=lambda done, total: self._on_step("probes", done, total),
         )
 
+    def _sketches_at(self, weights: Tensor, ask: Ask) -> list[Sketch]:
+        """The sketch of each probe (K, D), whitened by the free images' gradient there."""
+        (public,) = patient_parts(
+            contract=self.contract,
+            kind="gradients",
+            network=ask.network,
+            weights=weights,
+            patients=[self.prior.free],
+            seed=self._seed("scales", ask.round),
+            device=self.device,
+        )
+        network = self.contract.network(ask.network)
+        scales = torch.stack([layer_scales(network, row) for row in public])
+        return sketches_of(self.contract, scales, network=ask.network, round=ask.round)
+
     def _match(self, round: int) -> None:
         """Optimisation steps on the bank; the exponential mean of the images is what is kept."""
         generator = torch.Generator().manual_seed(self._seed("match", round))
@@ -229,18 +258,18 @@ class Distiller:
         optimiser = torch.optim.Adam(rates, betas=(0.9, 0.99), fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
         requests = max(RECENT_REQUESTS, len(set(self.contract.probes.networks)))
-        entries = self.bank.recent(requests)
+        entries = [(entry, self._sketch(entry)) for entry in self.bank.recent(requests)]
         observer = Observer(self.contract.task, self.images, generator=generator)
         kept, sweep = self.images.clone(), list[Tiles]()
         for step in range(1, steps + 1):
             if not sweep:
                 sweep = tiling(kept.shape[-1]).sweep(len(kept), generator=generator)
                 observer.renew()
-            entry = entries[int(torch.randint(len(entries), (1,), generator=generator))]
+            entry, sketch = entries[int(torch.randint(len(entries), (1,), generator=generator))]
             turn = int(torch.randint(8, (1,), generator=generator))
             images, roughness = personalise_at_price(self.start, leaves, spg)
             observed = observer.observe(images)
-            distance = self._distance(images, observed, entry, sweep.pop(), turn)
+            distance = self._distance(images, observed, entry, sketch, sweep.pop(), turn)
             optimiser.zero_grad(set_to_none=True)
             total = distance + ROUGHNESS_WEIGHT * roughness
             total.backward(inputs=moved)  # type: ignore[no-untyped-call]
@@ -251,8 +280,20 @@ class Distiller:
         self.images = kept
         self.parameters = {name: value.detach() for name, value in leaves.items()}
 
+    def _sketch(self, entry: Entry) -> Sketch | None:
+        if not len(entry.scales):
+            return None
+        network, size = self.contract.network(entry.network), self.contract.privacy.sketch
+        return Sketch(network, size=size, seed=entry.seed, scales=entry.scales)
+
     def _distance(
-        self, images: Tensor, observed: Tensor, entry: Entry, tiles: Tiles, turn: int
+        self,
+        images: Tensor,
+        observed: Tensor,
+        entry: Entry,
+        sketch: Sketch | None,
+        tiles: Tiles,
+        turn: int,
     ) -> Tensor:
         """Matching distance () of the set at one probe, the mean over its personas."""
         probes, network = self.contract.probes, self.contract.network(entry.network)
@@ -264,14 +305,15 @@ class Distiller:
         groups, total = len(entry.targets), images.new_zeros(())
         for group, target in enumerate(entry.targets):
             mine, counted = windows[group::groups], inside[group::groups]
+            distance = distance_to(
+                target, name=probes.distance, network=network, variance=entry.variance
+            )
             total = total + match(
                 functools.partial(_loss_inside, network, counted * (division.weight / len(mine))),
                 weights=entry.weights,
                 lq=mine[:, :1],
                 hq=mine[:, 1:],
-                distance=distance_to(
-                    target, name=probes.distance, network=network, variance=entry.variance
-                ),
+                distance=distance if sketch is None else after(sketch, distance),
             )
         return total / groups
 

@@ -1,6 +1,7 @@
 """How far a distilled gradient is from a hospital's, and which way the images should move.
 
-Distances of flat gradients (D,), each 0 where the two agree:
+Distances of flat gradients (D,), or but for the cosines of their sketches, each 0 where the two
+agree:
 
 - ``l2``: whole-gradient relative squared L2; keeps the norm that a cosine forgets.
 - ``cosine``: filter-wise cosine of dataset condensation (Zhao, Mopuri, Bilen, ICLR 2021).
@@ -117,6 +118,11 @@ def distance_to(
         return lambda distilled: cosine_and_norm(network, distilled, target)
     count = filter_count(network)
     return lambda distilled: filterwise_cosine(network, distilled, target) / count
+
+
+def after(reduce: Callable[[Tensor], Tensor], distance: Distance) -> Distance:
+    """The distance of what ``reduce`` makes of a gradient (D,)."""
+    return lambda distilled: distance(reduce(distilled))
 
 
 def exact_match(
