@@ -1,21 +1,33 @@
 """What the aggregator accepts from a site: right in form, finite, bounded, to the question."""
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.bounds import within_bounds
+from shared.frozen import Frozen
+from shared.masking import Ring, is_genuine
 from shared.messages import (
     MAX_PATIENTS,
     FloatArray,
+    KeyOfferHeader,
+    KeyQueryHeader,
     MessageError,
+    Offer,
+    OpeningHeader,
+    OpenQueryHeader,
     ProbeHeader,
     RefusalHeader,
+    StatusHeader,
     SummaryHeader,
     decode,
     patient_bucket,
     values_shape,
 )
+
+Answer = TypeVar("Answer", SummaryHeader, KeyOfferHeader, OpeningHeader, StatusHeader)
 
 
 class Rejected(ValueError):  # noqa: N818
@@ -39,30 +51,9 @@ def admit(
 
     Raises ``Rejected`` naming the check that failed, or the site's own refusal code.
     """
-    try:
-        message = decode(payload)
-    except MessageError:
-        raise Rejected("not a message of ours") from None
-    header = message.header
-    if isinstance(header, RefusalHeader):
-        raise Rejected(f"refused: {header.code} (incident {header.incident})")
-    if not isinstance(header, SummaryHeader):
-        raise Rejected(f"a {header.type} in place of a summary")
-    expected = {
-        "site": site,
-        "contract_digest": request.contract_digest,
-        "request_digest": request_digest,
-        "round": request.round,
-        "kind": request.kind,
-    }
-    for field, value in expected.items():
-        if getattr(header, field) != value:
-            raise Rejected(f"{field} is not that of the request")
-    if header.patients_at_least < patient_bucket(request.contract.min_patients):
-        raise Rejected("fewer patients than the contract's minimum")
-    values = message.arrays.get("values")
-    if set(message.arrays) != {"values"} or values is None:
-        raise Rejected("not one array of values")
+    header, values = _summary(
+        payload, "values", site=site, request=request, request_digest=request_digest
+    )
     patients = len(values) if values.ndim else 0
     if values.shape != values_shape(request, weights.shape, patients=patients):
         raise Rejected("values do not have the shape of the request")
@@ -78,3 +69,107 @@ def admit(
     return Admitted(
         values=values, patients_at_least=header.patients_at_least, seconds=header.seconds
     )
+
+
+@dataclass(frozen=True)
+class Masked:
+    """An answer that may be added up."""
+
+    numbers: Ring  # (K * R + 1,)
+    seconds: float
+    """Time the site says its worker spent."""
+
+
+def admit_masked(
+    payload: bytes, *, site: str, request: ProbeHeader, request_digest: str, count: int
+) -> Masked:
+    """Checks a site's answer to a request of a secure sum: all of it that can be seen.
+
+    Raises ``Rejected``.
+    """
+    header, numbers = _summary(
+        payload, "masked", site=site, request=request, request_digest=request_digest
+    )
+    if numbers.shape != (count,):
+        raise Rejected("not as many numbers as the request asks for")
+    return Masked(numbers=numbers, seconds=header.seconds)
+
+
+def admit_offer(payload: bytes, *, site: str, query: KeyQueryHeader) -> Offer:
+    """Checks that a site offers a key for this attempt, signed by itself; raises ``Rejected``."""
+    header, _ = _answer(payload, KeyOfferHeader)
+    _refuse_others(
+        header,
+        contract_digest=query.contract_digest,
+        round=query.round,
+        attempt=query.attempt,
+    )
+    (key,) = [one.signing_key for one in query.contract.members if one.name == site]
+    if header.offer.name != site or not is_genuine(
+        header.offer,
+        key,
+        contract_digest=query.contract_digest,
+        round=query.round,
+        attempt=query.attempt,
+    ):
+        raise Rejected("an offer that this site has not signed")
+    return header.offer
+
+
+def admit_opening(payload: bytes, *, site: str, query: OpenQueryHeader) -> bytes:
+    """The seed of a site's own mask; raises ``Rejected``."""
+    header, _ = _answer(payload, OpeningHeader)
+    _refuse_others(
+        header,
+        site=site,
+        contract_digest=query.contract_digest,
+        round=query.round,
+        attempt=query.attempt,
+    )
+    return bytes.fromhex(header.seed)
+
+
+def admit_presence(payload: bytes, *, site: str) -> None:
+    """Checks that a site's worker answers a roll call; raises ``Rejected``."""
+    header, _ = _answer(payload, StatusHeader)
+    _refuse_others(header, site=site)
+
+
+def _summary(
+    payload: bytes, name: str, *, site: str, request: ProbeHeader, request_digest: str
+) -> tuple[SummaryHeader, NDArray[Any]]:
+    """A summary of this request, and its one array, of that name."""
+    header, arrays = _answer(payload, SummaryHeader)
+    _refuse_others(
+        header,
+        site=site,
+        contract_digest=request.contract_digest,
+        request_digest=request_digest,
+        round=request.round,
+        attempt=request.attempt,
+        kind=request.kind,
+    )
+    if header.patients_at_least < patient_bucket(request.contract.min_patients):
+        raise Rejected("fewer patients than the contract's minimum")
+    if set(arrays) != {name}:
+        raise Rejected(f"not one array, of {name}")
+    return header, arrays[name]
+
+
+def _answer(payload: bytes, kind: type[Answer]) -> tuple[Answer, dict[str, NDArray[Any]]]:
+    try:
+        message = decode(payload)
+    except MessageError:
+        raise Rejected("not a message of ours") from None
+    header = message.header
+    if isinstance(header, RefusalHeader):
+        raise Rejected(f"refused: {header.code} (incident {header.incident})")
+    if not isinstance(header, kind):
+        raise Rejected(f"a {header.type} in place of a {kind.model_fields['type'].default}")
+    return header, message.arrays
+
+
+def _refuse_others(header: Frozen, **expected: object) -> None:
+    for field, value in expected.items():
+        if getattr(header, field) != value:
+            raise Rejected(f"{field} is not that of the request")
