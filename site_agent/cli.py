@@ -159,6 +159,26 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     print(f"  answers given: {header.answered}")
 
 
+@app.command()
+def budget(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Say what noised answers have cost in privacy, run by run, and what is left.
+
+    Counted are answers under differential privacy: each is charged before it is given. Needs no
+    worker.
+    """
+    from site_agent.budget import budget_of
+    from site_agent.ledger import Ledger, LedgerError
+
+    with _told(LedgerError):
+        settings = read_settings(home)
+        found = budget_of(Ledger(settings.ledger_path), site=settings.name, policy=settings.policy)
+    if as_json:
+        print(json.dumps(found.as_json()))
+        return
+    for line in found.lines():
+        print(line)
+
+
 @app.command("kernel-fit")
 def kernel_fit(
     sharp: Annotated[Path, typer.Option(help="Folder of CT reconstructed with the sharp kernel.")],

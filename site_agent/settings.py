@@ -75,6 +75,11 @@ class SiteSettings(Frozen):
         return self.home / "outbox"
 
     @property
+    def ledger_path(self) -> Path:
+        """What releases with noise have cost."""
+        return self.home / "ledger"
+
+    @property
     def socket_path(self) -> Path:
         """The worker's Unix socket."""
         return self.home / "worker.sock"

@@ -92,7 +92,10 @@ def test_every_choice_of_a_contract_is_documented() -> None:
 @pytest.mark.parametrize(
     ("program", "commands"),
     [
-        ("site-agent", ["init", "index", "worker", "connect", "up", "status", "kernel-fit"]),
+        (
+            "site-agent",
+            ["init", "index", "worker", "connect", "up", "status", "budget", "kernel-fit"],
+        ),
         ("aggregator", ["init", "up", "site add", "launch", "simulate"]),
         ("distilled", ["get", "verify", "info", "train"]),
     ],

@@ -257,3 +257,21 @@ def test_up_stops_with_the_fix_where_a_part_cannot_run(tmp_path):
     assert "worker ready" in done.stdout
     assert "aggregator-ca.crt" in done.stdout
     assert not (home / "worker.sock").exists()
+
+
+def test_budget_says_what_was_spent_and_what_needs_a_fix(invoke, tmp_path):
+    init(invoke, tmp_path)
+    said = invoke("budget")
+    assert said.exit_code == 0
+    assert "spent: epsilon 0" in said.output and "budget: none" in said.output
+    home = tmp_path / "home"
+    settings = home / "site.toml"
+    settings.write_text(settings.read_text() + "epsilon_budget = 8.0\n")
+    found = json.loads(invoke("budget", "--json").output)
+    assert found["site"] == "site-a"
+    assert (found["epsilon_spent"], found["epsilon_left"], found["contracts"]) == (0, 8.0, [])
+    read_settings(home).ledger_path.mkdir()
+    (read_settings(home).ledger_path / "charges.json").write_text("{}")
+    damaged = invoke("budget")
+    assert damaged.exit_code == 2
+    assert "charges.json: is damaged" in damaged.output

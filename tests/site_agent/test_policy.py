@@ -2,13 +2,14 @@ from typing import get_args
 
 import pytest
 
-from shared.contract import Anchor, RunContract
+from shared.contract import Anchor, Privacy, Probes, RunContract
 from shared.tasks.settings import CtDenoise, CtSr, MrDenoise, MrSr, MultiTask, SingleTask
 from site_agent.policy import (
     PhysicalTask,
     Policy,
     contract_violation,
     modality_violation,
+    privacy_violation,
     request_violation,
 )
 
@@ -90,3 +91,40 @@ def test_a_cohort_of_another_modality_is_named(task, offered, indexed, said):
         RunContract(name="x", task=task), offered=offered, indexed=indexed
     )
     assert violation is None if said is None else said in violation
+
+
+def private(**privacy):
+    return RunContract(
+        name="x",
+        granularity="federation",
+        anchor=Anchor(descent="patient"),
+        privacy=Privacy(**privacy),
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({}, None),
+        ({"max_epsilon": 3.0, "epsilon_budget": 3.0}, None),
+        ({"max_epsilon": 2.9}, "privacy.epsilon 3 exceeds policy.max_epsilon 2.9"),
+        ({"delta": 1e-6}, "privacy.delta 1e-05 exceeds policy.delta 1e-06"),
+    ],
+)
+def test_noise_that_is_too_weak_for_the_site_is_named(limits, said):
+    assert privacy_violation(Policy(**limits), private(epsilon=3.0)) == said
+
+
+@pytest.mark.parametrize("limit", ["max_epsilon", "epsilon_budget"])
+def test_a_limit_on_epsilon_refuses_what_has_none(limit):
+    clear = RunContract(name="x", probes=Probes(requests=0))
+    violation = contract_violation(Policy(**{limit: 1000.0}), clear, parameters=1)
+    assert violation is not None and f"policy.{limit}" in violation
+
+
+def test_noise_of_others_counts_as_far_as_the_site_trusts_them():
+    contract = private(epsilon=3.0, noise="distributed", honest=0.6)
+    violation = privacy_violation(Policy(), contract)
+    assert violation == "privacy.honest 0.6 exceeds policy.max_honest 0.5"
+    assert privacy_violation(Policy(max_honest=0.6), contract) is None
+    assert privacy_violation(Policy(), private(epsilon=3.0, honest=0.6)) is None

@@ -1,0 +1,92 @@
+"""What noised answers have cost the site's patients in privacy, for people and machines."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shared.accounting import epsilon_of
+from site_agent.ledger import Charge, Ledger, spent
+from site_agent.policy import Policy
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """The releases to one contract."""
+
+    name: str
+    contract: str
+    """The contract's digest."""
+    releases: int
+    epsilon: float
+    """Of these releases by themselves."""
+    last: str
+    """When the last of them was charged: ISO 8601, UTC."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was spent and what is left, all at policy's delta."""
+
+    site: str
+    delta: float
+    epsilon_spent: float
+    """Of all releases together: usually less than the sum of the runs'."""
+    epsilon_budget: float | None
+    epsilon_left: float | None
+    clear_runs_allowed: bool
+    """Whether the policy lets in runs without noise, which nothing here counts."""
+    contracts: tuple[RunCost, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for machines."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """The same for people."""
+        yield f"{self.site}: what noised answers have cost every patient, at delta {self.delta:g}"
+        yield f"  spent: epsilon {self.epsilon_spent:.3g}"
+        if self.epsilon_left is None:
+            yield "  budget: none; set policy.epsilon_budget to limit all runs together"
+        else:
+            yield f"  budget: epsilon {self.epsilon_budget:g}, left {self.epsilon_left:.3g}"
+        for run in self.contracts:
+            answers = "1 answer" if run.releases == 1 else f"{run.releases} answers"
+            yield (
+                f"  {run.name} ({run.contract[:16]}): {answers}, "
+                f"epsilon {run.epsilon:.3g} by itself, last on {run.last[:10]}"
+            )
+        if len(self.contracts) > 1:
+            yield "Runs together usually cost less than the sum of what each costs by itself."
+        if self.clear_runs_allowed:
+            yield (
+                "Answers without noise are allowed and not counted: no epsilon bounds what they "
+                "tell. policy.max_epsilon or policy.epsilon_budget ends them."
+            )
+
+
+def budget_of(ledger: Ledger, *, site: str, policy: Policy) -> Budget:
+    """What ``ledger`` says under ``policy``. Raises ``LedgerError`` where it is damaged."""
+    charges = ledger.charges()
+    runs: dict[str, list[Charge]] = {}
+    for charge in charges:
+        runs.setdefault(charge.contract, []).append(charge)
+    total = epsilon_of(spent(charges), delta=policy.delta)
+    limit = policy.epsilon_budget
+    return Budget(
+        site=site,
+        delta=policy.delta,
+        epsilon_spent=total,
+        epsilon_budget=limit,
+        epsilon_left=None if limit is None else max(limit - total, 0.0),
+        clear_runs_allowed=limit is None and policy.max_epsilon is None,
+        contracts=tuple(
+            RunCost(
+                name=of_run[-1].name,
+                contract=digest,
+                releases=len(of_run),
+                epsilon=epsilon_of(spent(of_run), delta=policy.delta),
+                last=of_run[-1].charged.isoformat(),
+            )
+            for digest, of_run in runs.items()
+        ),
+    )
