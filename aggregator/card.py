@@ -4,9 +4,11 @@ Both follow from the contract and the run's result alone, so that equal runs giv
 neither names a hospital. What they claim is what was done and measured, nothing more.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from aggregator.privacy_report import claim
 from aggregator.worth import Utility, plain, worth
 from shared.architectures import in_words
 from shared.contract import PriorSource, RunContract
@@ -23,15 +25,6 @@ from shared.tasks.settings import Task
 LICENSE = "CC-BY-4.0"
 """SPDX identifier under which releases are published."""
 METHOD = "arXiv:2511.13106"
-_NO_CLAIM = "gradients without differential privacy; no privacy claim is made. "
-COHORT_PRIVACY = (
-    f"Clear cohort means: {_NO_CLAIM}Membership of a patient can be inferred from such means, and "
-    "distilling data does not make it private."
-)
-PATIENT_PRIVACY = (
-    f"Clear gradients of single patients: {_NO_CLAIM}Such a gradient can tell its patient from "
-    "others, and distilling data does not make it private."
-)
 PUBLIC_VOLUMES = (
     "public volumes, which the coordinator states to be openly licensed and of nobody enrolled"
 )
@@ -56,9 +49,13 @@ def provenance(
     sites: int,
     rounds: int,
     prior: Mapping[str, Any],
+    guarantee: Mapping[str, Any] | None,
     utility: Utility | None,
 ) -> dict[str, Any]:
-    """The content of provenance.json; ``prior`` is what the run says of its images' start."""
+    """The content of provenance.json; ``prior`` is what the run says of its images' start.
+
+    ``guarantee`` is the ``dp`` of ``privacy.json``.
+    """
     return {
         "format": "fedstill-provenance/1",
         "contract": contract.model_dump(mode="json"),
@@ -68,22 +65,16 @@ def provenance(
         "pairs": pairs,
         "prior": dict(prior),
         "privacy": {
-            "dp": None,
+            "dp": guarantee,
             "granularity": contract.granularity,
             "min_patients": contract.min_patients,
-            "statement": privacy(contract),
+            "statement": claim(contract),
         },
         "rounds": rounds,
         "sites": sites,
         "synthetic": True,
         "utility": utility.model_dump(mode="json") if utility else None,
     }
-
-
-def privacy(contract: RunContract) -> str:
-    """What left the sites and what follows from it for a patient; claims nothing."""
-    of_patients = contract.granularity == "patient" and contract.probes.requests > 0
-    return PATIENT_PRIVACY if of_patients else COHORT_PRIVACY
 
 
 def card(*, contract: RunContract, provenance: Mapping[str, Any], utility: Utility | None) -> str:
@@ -95,7 +86,7 @@ def card(*, contract: RunContract, provenance: Mapping[str, Any], utility: Utili
         f"![Contact sheet of the pairs](contact-sheet.png)\n\n{_files(contract.task)}",
         f"## How it was made\n\n{_how_made(contract, provenance)}",
         f"## What it is worth\n\n{worth(utility)}",
-        f'## Privacy\n\n```json\n{{"dp": null}}\n```\n\n{privacy(contract)}',
+        f"## Privacy\n\n{_privacy(contract, provenance)}",
         f"## Use and misuse\n\n{_USE}",
         f"## Licence and citation\n\n{_citation(contract)}",
     ]
@@ -160,6 +151,7 @@ def _files(task: Task) -> str:
 `window_unit`; stored value = {low:g} + level / 65535 × {high - low:g} {window_unit(task)}, values \
 outside the window are clipped |
 | `provenance.json` | the contract, the prior, what was measured |
+| `PRIVACY.md`, `privacy.json` | what left the hospitals, what is claimed, what attacks found |
 | `MANIFEST.json`, `VERSION.json`, `*.sig`, `SHA256SUMS` | what belongs to this release, signed |
 
 `distilled verify FOLDER` checks all of it, `distilled train FOLDER --evaluate IMAGES` fits a \
@@ -237,20 +229,28 @@ def _personalised(contract: RunContract) -> str:
 
 def _sent(contract: RunContract) -> str:
     """What left a site in the rounds of a run."""
-    anchor, probes, sent = contract.anchor, contract.probes, []
+    anchor, probes, private, sent = contract.anchor, contract.probes, contract.privacy, []
     if probes.requests:
-        gradient = f"clipped to an L2 norm of {probes.clip_norm:g}"
+        sketched = f", each sketched to {private.sketch} numbers" if private.sketch else ""
+        gradient = f"clipped to an L2 norm of {probes.clip_norm:g}{sketched}"
         sent.append(
             f"each patient's gradient, {gradient}"
             if contract.granularity == "patient"
             else f"mean gradients, each patient's {gradient}"
         )
     if anchor.rounds:
-        sent.append(
-            f"the gradient accumulated over {anchor.local_steps} local steps, clipped to "
-            f"{anchor.clip_norm:g}"
+        whose = " of each patient, their mean" if anchor.descent == "patient" else ""
+        projected = (
+            f", as its coordinates along {private.directions} public directions"
+            if private.directions
+            else ""
         )
-    return f"per round, of at least {contract.min_patients} patients: {', or '.join(sent)}"
+        sent.append(
+            f"the gradient accumulated over {anchor.local_steps} local steps{whose}, clipped to "
+            f"{anchor.clip_norm:g}{projected}"
+        )
+    noised = "" if private.epsilon is None else f"; with Gaussian noise, {private.noise}"
+    return f"per round, of at least {contract.min_patients} patients: {', or '.join(sent)}{noised}"
 
 
 def _value(value: Any) -> str:
@@ -259,6 +259,17 @@ def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "; ".join(_value(part) for part in value)
     return str(value)
+
+
+def _privacy(contract: RunContract, provenance: Mapping[str, Any]) -> str:
+    """The claim, and the guarantee as JSON: null where there is none."""
+    dp = provenance["privacy"]["dp"]
+    guarantee = json.dumps({"dp": dp}, indent=2 if dp else None, ensure_ascii=False)
+    return (
+        f"```json\n{guarantee}\n```\n\n{claim(contract)} Distilling data does not make it private: "
+        "what was measured, and what is not claimed, is in `PRIVACY.md` and, for programs, "
+        "`privacy.json`."
+    )
 
 
 _USE = """Intended: research on image enhancement and on dataset distillation; training and \

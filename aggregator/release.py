@@ -26,6 +26,7 @@ from aggregator.card import LICENSE, card, provenance
 from aggregator.catalog import Catalog, StoredFile, Version
 from aggregator.contact_sheet import contact_sheet
 from aggregator.home import AggregatorHome
+from aggregator.privacy_report import privacy_facts, privacy_page
 from aggregator.store import BlobStore
 from aggregator.utility import pairs_digest, refuse_unworthy
 from aggregator.worth import Utility
@@ -50,6 +51,7 @@ from shared.release.manifest import (
 
 PAIRS, PARQUET, SHEET = "pairs.safetensors", "pairs.parquet", "contact-sheet.png"
 CARD, PROVENANCE = "README.md", "provenance.json"
+PRIVACY, PRIVACY_PAGE = "privacy.json", "PRIVACY.md"
 
 FloatArray = NDArray[np.float32]
 
@@ -76,6 +78,7 @@ def publish_run(
     pairs: Path,
     result: Mapping[str, Any],
     utility: Mapping[str, Any] | None,
+    attacks: Mapping[str, Any] | None = None,
 ) -> Release:
     """Publishes a finished run from its ``pairs.safetensors`` and ``result.json``.
 
@@ -94,7 +97,9 @@ def publish_run(
     )
     if utility is not None and decided is not None:
         utility = {**utility, "gate": asdict(decided)}
-    files = build_files(contract=contract, lq=lq, hq=hq, result=result, utility=utility)
+    files = build_files(
+        contract=contract, lq=lq, hq=hq, result=result, utility=utility, attacks=attacks
+    )
     version = publish(home=home, contract=contract, files=files, key=key)
     address = f"{place.api_url}/api/datasets/{NAMESPACE}/{version.name}"
     return Release(
@@ -143,6 +148,7 @@ def build_files(
     hq: FloatArray,
     result: Mapping[str, Any],
     utility: Mapping[str, Any] | None,
+    attacks: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
     """The data files of a release by name; a pure function of its arguments.
 
@@ -151,15 +157,22 @@ def build_files(
     """
     try:
         measured = None if utility is None else Utility.model_validate(utility)
+        private = privacy_facts(
+            contract=contract,
+            result=result,
+            prior=result.get("provenance", {}),
+            attacks=attacks,
+        )
         facts = provenance(
             contract=contract,
             pairs=len(hq),
             sites=len(result["sites"]),
             rounds=result["rounds"],
             prior=result.get("provenance", {}),
+            guarantee=private["dp"],
             utility=measured,
         )
-        facts_json = canonical_json(facts)
+        facts_json, privacy_json = canonical_json(facts), canonical_json(private)
     except ValidationError as error:
         raise PublishError("utility.json", explain(error)) from None
     except KeyError as error:
@@ -174,6 +187,8 @@ def build_files(
     return {
         CARD: card(contract=contract, provenance=facts, utility=measured).encode("utf-8"),
         PROVENANCE: facts_json,
+        PRIVACY: privacy_json,
+        PRIVACY_PAGE: privacy_page(private).encode("utf-8"),
         PAIRS: _safetensors(contract, lq, hq),
         PARQUET: _parquet(contract, lq, hq),
         SHEET: contact_sheet(
@@ -232,12 +247,20 @@ def publish(
                 "size_px": contract.task.size_px,
                 "license": LICENSE,
                 "contract_digest": contract.digest(),
-                "dp": None,
+                "dp": _guarantee(contract),
             },
             files=store_files,
         )
     finally:
         catalog.close()
+
+
+def _guarantee(contract: RunContract) -> dict[str, float] | None:
+    """What a list of versions says of privacy; the whole is in ``privacy.json``."""
+    privacy = contract.privacy
+    if privacy.epsilon is None:
+        return None
+    return {"epsilon": privacy.epsilon, "delta": privacy.delta}
 
 
 def _task_of_pairs(contract: RunContract, pairs: int) -> NDArray[np.int32]:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from aggregator.card import card, prior_in_words, privacy, provenance
+from aggregator.card import card, prior_in_words, provenance
 from shared.architectures import RedCnn, UNet
 from shared.contract import PriorSource, RunContract
 from shared.tasks.settings import (
@@ -21,7 +21,13 @@ CURVE = (1.0, 0.9, 0.7, 0.4)
 
 def text_of(contract: RunContract, prior: dict[str, Any] | None = None) -> str:
     facts = provenance(
-        contract=contract, pairs=8, sites=3, rounds=6, prior=prior or {}, utility=None
+        contract=contract,
+        pairs=8,
+        sites=3,
+        rounds=6,
+        prior=prior or {},
+        guarantee=None,
+        utility=None,
     )
     return card(contract=contract, provenance=facts, utility=None)
 
@@ -107,9 +113,22 @@ def test_what_may_change_of_the_prior_is_said() -> None:
 
 def test_gradients_of_patients_are_disclosed_as_such() -> None:
     contract = RunContract(name="demo", granularity="patient")
-    assert "Clear gradients of single patients" in privacy(contract)
+    assert "Gradients of single patients left the hospitals" in text_of(contract)
     assert "each patient's gradient, clipped" in text_of(contract)
     for other in (RunContract(name="demo"), RunContract(name="demo", granularity="federation")):
-        assert "Clear cohort means" in privacy(other)
+        assert "Gradients of single patients" not in text_of(other)
         assert "mean gradients, each patient's clipped" in text_of(other)
-    assert "no privacy claim is made" in privacy(contract)
+
+
+def test_what_is_done_to_a_summary_is_said() -> None:
+    contract = RunContract(
+        name="demo",
+        anchor={"descent": "patient", "local_steps": 60},
+        privacy={"directions": 24, "sketch": 512, "epsilon": 3},
+    )
+    text = text_of(contract)
+    assert "each sketched to 512 numbers" in text
+    assert "of each patient" in text
+    assert "as its coordinates along 24 public directions" in text
+    assert "Gaussian noise" in text
+    assert "Gaussian noise" not in text_of(RunContract(name="demo"))
