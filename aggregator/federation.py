@@ -8,7 +8,8 @@ follows from the contract's digest and the round, and a site repeats an answer i
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from safetensors.torch import save
 from aggregator.admission import Admitted, Rejected, admit
 from aggregator.distill.distiller import Distiller
 from aggregator.distill.schedule import ask_of_round
+from aggregator.exchange import Exchange
 from aggregator.foundation import FoundationError, foundation_of, read_prior
 from aggregator.progress import Journal, Phase
 from aggregator.runs import FOUNDATION
+from aggregator.secure_sum import FILE as SUM
+from aggregator.secure_sum import SecureSum, SecureSumError, Tell
 from shared.contract import RunContract
 from shared.durable import write_durably
-from shared.messages import ProbeHeader, encode, payload_digest, probe_batch
+from shared.messages import FloatArray, Message, ProbeHeader, encode, payload_digest, probe_batch
 
 CHECKPOINT, PAIRS, RESULT, EVENTS = (
     "checkpoint.safetensors",
@@ -35,12 +39,19 @@ CHECKPOINT, PAIRS, RESULT, EVENTS = (
 QUORUM = 0.5
 """Share of the sites that must answer a round with a summary that is admitted."""
 
-Exchange = Callable[[bytes, int], Mapping[str, bytes]]
-"""(request, round) -> answers by site; a site without an answer is absent."""
-
 
 class FederationError(RuntimeError):
     """The run cannot go on; the text is safe to show and says what to do."""
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What a round has brought: answers to absorb, and the patients behind each."""
+
+    values: list[FloatArray]
+    patients: list[int]
+    seconds: float
+    """Time the slowest site says its worker spent."""
 
 
 def federate(
@@ -86,7 +97,7 @@ def federate(
     _timed(ledger, "public", distiller.prepare)
     _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
     while not distiller.finished:
-        _round(contract, sites, exchange, distiller, journal, ledger)
+        _round(contract, sites, exchange, run, distiller, journal, ledger)
         _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
     lq, hq = distiller.pairs()
     write_durably(run / PAIRS, save({"lq": lq.contiguous(), "hq": hq.contiguous()}))
@@ -108,6 +119,7 @@ def _round(
     contract: RunContract,
     sites: Sequence[str],
     exchange: Exchange,
+    run: Path,
     distiller: Distiller,
     journal: Journal,
     ledger: dict[str, Any],
@@ -127,12 +139,44 @@ def _round(
         weights=rows,
         **{name: array.cpu().numpy() for name, array in distiller.reducing().items()},
     )
-    payload = encode(request)
     journal.step(phase, 0, len(sites), f"asked {len(sites)} sites")
+
+    def tell(done: int, message: str) -> None:
+        journal.step(phase, done, len(sites), message)
+
+    def hear() -> _Heard:
+        if contract.granularity == "federation":
+            file = run / SUM
+            return _sum(request, sites, exchange=exchange, file=file, tell=tell, ledger=ledger)
+        return _each(request, sites, exchange=exchange, tell=tell, ledger=ledger)
+
     asked = time.monotonic()
-    answers = _timed(ledger, f"sites-{phase}", lambda: exchange(payload, number))
-    waited_s = time.monotonic() - asked
+    heard: _Heard = _timed(ledger, f"sites-{phase}", hear)
+    # What the round took beyond its slowest worker: Flower, sockets, polling.
+    transport_s = max(0.0, time.monotonic() - asked - heard.seconds)
+    ledger["seconds"]["transport"] = ledger["seconds"].get("transport", 0.0) + transport_s
+    _timed(
+        ledger,
+        "distil" if phase == "probes" else phase,
+        lambda: distiller.absorb(
+            [torch.from_numpy(values) for values in heard.values], patients=heard.patients
+        ),
+    )
+    journal.end_round()
+
+
+def _each(
+    request: Message,
+    sites: Sequence[str],
+    *,
+    exchange: Exchange,
+    tell: Tell,
+    ledger: dict[str, Any],
+) -> _Heard:
+    """Every site's own answer."""
     assert isinstance(request.header, ProbeHeader)
+    payload = encode(request)
+    answers = exchange(payload, request.header.round, sites)
     admitted: dict[str, Admitted] = {}
     problems: dict[str, str] = {}
     for site in sites:
@@ -145,7 +189,7 @@ def _round(
                 site=site,
                 request=request.header,
                 request_digest=payload_digest(payload),
-                weights=rows,
+                weights=request.arrays["weights"],
             )
         except Rejected as reason:
             problems[site] = str(reason)
@@ -156,25 +200,42 @@ def _round(
         entry["bytes_up"] += len(answers[site])
         entry["bytes_down"] += len(payload)
     told = "; ".join(f"{site}: {reason}" for site, reason in problems.items())
-    journal.step(phase, len(admitted), len(sites), told or f"{len(admitted)} summaries banked")
+    tell(len(admitted), told or f"{len(admitted)} summaries banked")
     if len(admitted) < max(1, round(QUORUM * len(sites))):
         raise FederationError(
-            f"round {number}: {len(admitted)} of {len(sites)} sites gave a usable summary "
-            f"({told}); mend the sites and launch the same contract again to go on from here"
+            f"round {request.header.round}: {len(admitted)} of {len(sites)} sites gave a usable "
+            f"summary ({told}); mend the sites and launch the same contract again to go on from "
+            "here"
         )
-    # What the round took beyond its slowest worker: Flower, sockets, polling.
-    transport_s = max(0.0, waited_s - max(one.seconds for one in admitted.values()))
-    ledger["seconds"]["transport"] = ledger["seconds"].get("transport", 0.0) + transport_s
-    names = [site for site in sites if site in admitted]
-    _timed(
-        ledger,
-        "distil" if phase == "probes" else phase,
-        lambda: distiller.absorb(
-            [torch.from_numpy(admitted[site].values) for site in names],
-            patients=[admitted[site].patients_at_least for site in names],
-        ),
+    return _Heard(
+        values=[one.values for one in admitted.values()],
+        patients=[one.patients_at_least for one in admitted.values()],
+        seconds=max(one.seconds for one in admitted.values()),
     )
-    journal.end_round()
+
+
+def _sum(
+    request: Message,
+    sites: Sequence[str],
+    *,
+    exchange: Exchange,
+    file: Path,
+    tell: Tell,
+    ledger: dict[str, Any],
+) -> _Heard:
+    """What all sites say together, and none by itself."""
+    assert isinstance(request.header, ProbeHeader)
+    if {member.name for member in request.header.contract.members} != set(sites):
+        raise FederationError("the contract's members are not the run's sites: `launch` names them")
+    try:
+        summed = SecureSum(request, exchange=exchange, file=file, tell=tell).result()
+    except SecureSumError as error:
+        raise FederationError(str(error)) from None
+    for site, spent in summed.spent.items():
+        for count, more in spent.model_dump().items():
+            ledger["sites"][site][count] += more
+    # One answer alone is its own mean, whatever its weight.
+    return _Heard(values=[summed.mean], patients=[1], seconds=summed.seconds)
 
 
 def _timed(ledger: dict[str, Any], phase: str, work: Callable[[], Any]) -> Any:

@@ -58,7 +58,7 @@ def work(run: Path, grid: Grid) -> None:
 
     try:
         contract, plan = read_run_contract(run), read_plan(run)
-        exchange = GridExchange(grid, sites=plan.sites, timeout_s=plan.round_timeout_s)
+        exchange = GridExchange(grid, timeout_s=plan.round_timeout_s)
         federate(
             contract=contract, sites=plan.sites, exchange=exchange, run=run, public=plan.public
         )
@@ -74,26 +74,25 @@ def work(run: Path, grid: Grid) -> None:
 
 
 class GridExchange:
-    """Asks every site once a round. Called with the request and its round, gives the answers.
+    """Asks sites, each once; several times a round where one has several exchanges.
 
-    A site that is offline is waited for, ``PATIENCE_S`` the first time and not at all in the rounds
-    after one that went on without it, until it answers again. A site whose node was lost is asked
+    A site that is offline is waited for, ``PATIENCE_S`` the first time and not at all after an
+    exchange that went on without it, until it answers again. A site whose node was lost is asked
     again with the same bytes: it answers a request once and repeats that answer.
     """
 
-    def __init__(self, grid: Grid, *, sites: Sequence[str], timeout_s: float) -> None:
+    def __init__(self, grid: Grid, *, timeout_s: float) -> None:
         self._grid = grid
-        self._sites = tuple(sites)
         self._timeout_s = timeout_s
         self._given_up: set[str] = set()
 
-    def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+    def __call__(self, payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
         """The answers by site name; a site without one is absent."""
         start = time.monotonic()
         answers: dict[str, bytes] = {}
         asked: dict[str, str] = {}  # message id -> site
         tries: Counter[str] = Counter()
-        idle_since = dict.fromkeys(self._sites, start)  # sites that are not being asked
+        idle_since = dict.fromkeys(sites, start)  # sites that are not being asked
         next_look = start
         while idle_since or asked:
             now = time.monotonic()
@@ -117,7 +116,7 @@ class GridExchange:
             if idle_since or asked:
                 # A long answer is not worth ten questions a second.
                 time.sleep(min(max(POLL_S, (now - start) / 20), MAX_POLL_S))
-        self._given_up = set(self._sites) - set(answers)
+        self._given_up = (self._given_up | set(sites)) - set(answers)
         return answers
 
     def _patience_s(self, site: str) -> float:

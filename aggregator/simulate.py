@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.federation import Exchange
+from aggregator.exchange import Exchange
 from shared.contract import RunContract
 from shared.readers import ReaderError
 from shared.tasks.settings import Modality, Task
@@ -179,15 +179,17 @@ def pooled(patients: Mapping[str, int], *, least: int) -> list[tuple[str, ...]]:
 
 def in_process(hospitals: Sequence[Hospital], *, modality: Modality, outboxes: Path) -> Exchange:
     """An exchange that asks each hospital's worker function in turn; ``outboxes`` is the run's."""
-    opened = [
-        (_settings(one, modality), one.cohort, Outbox(outboxes / one.name)) for one in hospitals
-    ]
+    opened = {
+        one.name: (_settings(one, modality), one.cohort, Outbox(outboxes / one.name))
+        for one in hospitals
+    }
 
-    def exchange(payload: bytes, round: int) -> Mapping[str, bytes]:
-        return {
-            settings.name: answer(payload, settings=settings, cohort=cohort, outbox=outbox)
-            for settings, cohort, outbox in opened
-        }
+    def exchange(payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
+        answers = {}
+        for site in sites:
+            settings, cohort, outbox = opened[site]
+            answers[site] = answer(payload, settings=settings, cohort=cohort, outbox=outbox)
+        return answers
 
     return exchange
 

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,9 +40,9 @@ class Hospitals:
     def __init__(self) -> None:
         self.rounds: list[int] = []
 
-    def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+    def __call__(self, payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
         self.rounds.append(round)
-        return {site: self.answer(site, payload) for site in SITES}
+        return {site: self.answer(site, payload) for site in sites}
 
     def answer(self, site: str, payload: bytes) -> bytes:
         message = decode(payload)
@@ -129,10 +129,10 @@ def test_a_run_of_personas_killed_in_its_probes_ends_the_same(tmp_path: Path) ->
     federate(contract=contract, sites=SITES, exchange=Hospitals(), run=tmp_path / "straight")
 
     class Killed(Hospitals):
-        def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+        def __call__(self, payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
             if round == 4:
                 raise KeyboardInterrupt
-            return super().__call__(payload, round)
+            return super().__call__(payload, round, sites)
 
     with pytest.raises(KeyboardInterrupt):
         federate(contract=contract, sites=SITES, exchange=Killed(), run=tmp_path / "killed")
@@ -157,10 +157,10 @@ def test_a_run_killed_in_any_round_goes_on_and_ends_the_same(
     federate(contract=CONTRACT, sites=SITES, exchange=Hospitals(), run=tmp_path / "straight")
 
     class Killed(Hospitals):
-        def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+        def __call__(self, payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
             if round == killed_in:
                 raise KeyboardInterrupt
-            return super().__call__(payload, round)
+            return super().__call__(payload, round, sites)
 
     with pytest.raises(KeyboardInterrupt):
         federate(contract=CONTRACT, sites=SITES, exchange=Killed(), run=tmp_path / "killed")
@@ -186,7 +186,7 @@ def test_the_run_goes_on_without_a_minority_that_lies(tmp_path: Path) -> None:
 
 def test_too_few_sites_stop_the_run_and_name_the_reason(tmp_path: Path) -> None:
     class Alone(Hospitals):
-        def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+        def __call__(self, payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
             return {"a": self.answer("a", payload)}
 
     with pytest.raises(FederationError, match=r"1 of 3 sites.*b: no answer; c: no answer"):
@@ -195,7 +195,7 @@ def test_too_few_sites_stop_the_run_and_name_the_reason(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_contract_is_left_alone(tmp_path: Path) -> None:
     class Killed(Hospitals):
-        def __call__(self, payload: bytes, round: int) -> Mapping[str, bytes]:
+        def __call__(self, payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -74,9 +74,9 @@ def echo(site: str, payload: bytes, _times: int) -> bytes:
 
 def test_every_site_is_asked_once_and_answers_are_told_apart() -> None:
     grid = FakeGrid(echo, [["a", "b", "c"]])
-    exchange = GridExchange(grid, sites=["a", "b", "c"], timeout_s=5)
+    exchange = GridExchange(grid, timeout_s=5)
     for round in (1, 2, 3):
-        answers = exchange(b"%d" % round, round)
+        answers = exchange(b"%d" % round, round, ["a", "b", "c"])
         assert answers == {"a": b"a:%d" % round, "b": b"b:%d" % round, "c": b"c:%d" % round}
     assert len(grid.pushed) == 9
     assert {m.metadata.message_type for m in grid.pushed} == {"query.summarise"}
@@ -85,24 +85,34 @@ def test_every_site_is_asked_once_and_answers_are_told_apart() -> None:
 
 def test_a_site_that_is_not_of_the_run_is_never_asked() -> None:
     grid = FakeGrid(echo, [["a", "stranger"]])
-    assert GridExchange(grid, sites=["a"], timeout_s=5)(b"x", 1) == {"a": b"a:x"}
+    assert GridExchange(grid, timeout_s=5)(b"x", 1, ["a"]) == {"a": b"a:x"}
     assert len(grid.pushed) == 1
 
 
 def test_a_late_site_is_waited_for() -> None:
     grid = FakeGrid(echo, [["a"], ["a"], ["a", "b"]])
-    assert set(GridExchange(grid, sites=["a", "b"], timeout_s=5)(b"x", 1)) == {"a", "b"}
+    assert set(GridExchange(grid, timeout_s=5)(b"x", 1, ["a", "b"])) == {"a", "b"}
 
 
 def test_an_absent_site_costs_patience_once() -> None:
     grid = FakeGrid(echo, [["a"]])
-    exchange = GridExchange(grid, sites=["a", "b"], timeout_s=5)
+    exchange = GridExchange(grid, timeout_s=5)
     start = time.monotonic()
-    assert set(exchange(b"x", 1)) == {"a"}
+    assert set(exchange(b"x", 1, ["a", "b"])) == {"a"}
     first = time.monotonic() - start
+    # Nor does an exchange without it, of the same round, let it be waited for again.
     start = time.monotonic()
-    assert set(exchange(b"y", 2)) == {"a"}
+    assert set(exchange(b"z", 1, ["a"])) == {"a"}
+    assert set(exchange(b"y", 2, ["a", "b"])) == {"a"}
     assert first >= 0.2 > time.monotonic() - start
+
+
+def test_a_site_that_was_not_asked_is_not_given_up() -> None:
+    grid = FakeGrid(echo, [["a", "b"]])
+    exchange = GridExchange(grid, timeout_s=5)
+    assert set(exchange(b"x", 1, ["a"])) == {"a"}
+    grid._online = [["a"], ["a"], ["a", "b"]]
+    assert set(exchange(b"y", 1, ["a", "b"])) == {"a", "b"}, "it is waited for"
 
 
 def test_a_lost_node_is_asked_again_with_the_same_bytes() -> None:
@@ -110,21 +120,21 @@ def test_a_lost_node_is_asked_again_with_the_same_bytes() -> None:
         return Error(code=5, reason="gone") if times == 1 else echo(site, payload, times)
 
     grid = FakeGrid(answer, [["a"]])
-    assert GridExchange(grid, sites=["a"], timeout_s=5)(b"x", 1) == {"a": b"a:x"}
+    assert GridExchange(grid, timeout_s=5)(b"x", 1, ["a"]) == {"a": b"a:x"}
     first, second = grid.pushed
     assert first.content["request"]["payload"] == second.content["request"]["payload"]
 
 
 def test_errors_without_end_are_given_up() -> None:
     grid = FakeGrid(lambda *_: Error(code=1, reason=""), [["a"]])
-    assert GridExchange(grid, sites=["a"], timeout_s=5)(b"x", 1) == {}
+    assert GridExchange(grid, timeout_s=5)(b"x", 1, ["a"]) == {}
     assert len(grid.pushed) == serverapp.TRIES
 
 
 def test_a_site_that_never_answers_costs_the_deadline() -> None:
     grid = FakeGrid(lambda site, payload, _: b"ok" if site == "a" else None, [["a", "b"]])
     start = time.monotonic()
-    assert GridExchange(grid, sites=["a", "b"], timeout_s=0.3)(b"x", 1) == {"a": b"ok"}
+    assert GridExchange(grid, timeout_s=0.3)(b"x", 1, ["a", "b"]) == {"a": b"ok"}
     assert 0.3 <= time.monotonic() - start < 3
 
 
@@ -141,7 +151,7 @@ def test_an_answer_of_another_shape_is_no_message(content: RecordDict) -> None:
     grid.pull_messages = lambda ids: [  # type: ignore[method-assign]
         Message(content, reply_to=grid._waiting.pop(id)) for id in ids
     ]
-    assert GridExchange(grid, sites=["a"], timeout_s=5)(b"x", 1) == {"a": b""}
+    assert GridExchange(grid, timeout_s=5)(b"x", 1, ["a"]) == {"a": b""}
 
 
 def run_app(run: Path, monkeypatch: pytest.MonkeyPatch, name: str | None = None) -> None:

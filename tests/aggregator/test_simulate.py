@@ -8,9 +8,9 @@ import SimpleITK
 from aggregator.simulate import in_process, open_hospitals, pooled, split_patients
 from shared.contract import Anchor, Probes, RunContract
 from shared.messages import SummaryHeader, decode, encode, probe_batch
-from shared.networks import initial_weights
 from shared.readers import ReaderError
 from shared.tasks.settings import CtDenoise
+from shared.trajectory import start
 from site_agent.intake.slices import PatientSlices
 
 CONTRACT = RunContract(
@@ -130,12 +130,12 @@ def test_pooled_hospitals_answer_as_one_site(
     assert [(one.name, one.folders) for one in hospitals] == [
         ("hospital-a", ("hospital-a", "hospital-b"))
     ]
-    weights = initial_weights(CONTRACT.student, seed=0)[None].numpy()
+    weights = start(CONTRACT, kind="gradients", network="student", round=1)[None].numpy()
     request = probe_batch(
         contract=CONTRACT, round=1, kind="gradients", network="student", weights=weights
     )
     ask = in_process(hospitals, modality="CT", outboxes=tmp_path / "outbox")
-    answers = ask(encode(request), 1)
+    answers = ask(encode(request), 1, ["hospital-a"])
     answered = decode(answers["hospital-a"])
     assert isinstance(answered.header, SummaryHeader)
     assert answered.arrays["values"].shape == weights.shape
