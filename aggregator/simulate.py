@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from numpy.typing import NDArray
 
 from aggregator.exchange import Exchange
-from shared.contract import RunContract
+from shared.contract import Member, RunContract
+from shared.durable import write_durably
+from shared.masking import MIN_MEMBERS
 from shared.readers import ReaderError
 from shared.tasks.settings import Modality, Task
 from site_agent.cohort import Cohort, CohortError, build_cohort, open_cohort
@@ -194,6 +198,28 @@ def in_process(hospitals: Sequence[Hospital], *, modality: Modality, outboxes: P
     return exchange
 
 
+def members_of(hospitals: Sequence[Hospital]) -> tuple[Member, ...]:
+    """The hospitals as members of a secure sum.
+
+    Their keys follow from their names, and so the contract's digest is the same in every folder.
+    Raises ``HospitalError`` on fewer than a secure sum needs.
+    """
+    if len(hospitals) < MIN_MEMBERS:
+        names = ", ".join(one.name for one in hospitals)
+        raise HospitalError(f"granularity federation needs {MIN_MEMBERS} hospitals, not {names}")
+    members = []
+    for one in sorted(hospitals, key=lambda one: one.name):
+        seed = hashlib.sha256(PSEUDONYM_KEY + one.name.encode()).digest()
+        key = Ed25519PrivateKey.from_private_bytes(seed)
+        write_durably(
+            _settings(one, "CT").signing_key_path,
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        )
+        public_key = key.public_key().public_bytes_raw().hex()
+        members.append(Member(name=one.name, signing_key=public_key))
+    return tuple(members)
+
+
 def _settings(hospital: Hospital, modality: Modality) -> SiteSettings:
     """A site that allows whatever a contract can ask: here nobody has to be protected from it."""
     return SiteSettings(
@@ -206,6 +232,7 @@ def _settings(hospital: Hospital, modality: Modality) -> SiteSettings:
             min_patients=2,
             max_local_steps=5_000,
             max_probes=4_096,
+            max_requests_an_hour=1_000_000,
             max_parameters=100_000_000,
             tasks=_all_of("tasks"),
             granularities=_all_of("granularities"),

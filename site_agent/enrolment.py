@@ -51,6 +51,8 @@ images = {images}
 # max_local_steps = {max_local_steps}
 # Weight vectors (so: gradients) in one request.
 # max_probes = {max_probes}
+# Requests answered in any hour, over all contracts.
+# max_requests_an_hour = {max_requests_an_hour}
 # Parameters of a contract's networks.
 # max_parameters = {max_parameters}
 # Tasks the site takes part in.

@@ -26,6 +26,9 @@ class Policy(Frozen):
     max_probes: int = Field(
         64, ge=1, le=4_096, description="weight vectors (gradients) in one request"
     )
+    max_requests_an_hour: int = Field(
+        60, ge=1, le=1_000_000, description="requests answered in an hour, repetitions not counted"
+    )
     max_parameters: int = Field(
         2_000_000, ge=1, le=100_000_000, description="parameters of a contract's networks"
     )

@@ -7,8 +7,8 @@ How a request is answered:
    secure sum, its members and this attempt are right (``membership.py``);
 3. an answer given before under this contract and round goes out again, byte for byte; another
    request under that round is refused;
-4. the cohort is of the contract's modality and has enough patients; the weights have the network's
-   size and are sane;
+4. not too many were answered in the last hour; the cohort is of the contract's modality and has
+   enough patients; the weights are such as honest training gives (``guards.py``);
 5. compute, check the result, mask it for a secure sum, write it to the outbox, return it.
 
 Whatever fails becomes a refusal: a code, an incident id, never a text.
@@ -18,7 +18,6 @@ import os
 import time
 from importlib.metadata import PackageNotFoundError, version
 
-import numpy as np
 import torch
 
 from shared.contract import RunContract
@@ -42,6 +41,7 @@ from shared.messages import (
 from shared.networks import parameter_count
 from site_agent.cohort import Cohort
 from site_agent.enrolment import signing_key
+from site_agent.guards import weights_violation
 from site_agent.incidents import RefusedError, log, refuse
 from site_agent.membership import Membership
 from site_agent.outbox import Outbox
@@ -50,8 +50,7 @@ from site_agent.settings import SiteSettings
 from site_agent.summaries import contribution, device, inquiry, summarise
 
 THREADS_VARIABLE = "FEDSTILL_THREADS"
-MAX_WEIGHT = 1000.0
-"""Largest weight taken for one of an honest network, whose weights stay below ten."""
+HOUR_S = 3600.0
 
 
 def answer(
@@ -120,8 +119,9 @@ def _summary(
             member.answered(header)
         log.info("round %d of %s: sent again", header.round, header.contract_digest[:16])
         return replay
+    _refuse_too_often(settings, outbox)
     cohort = _fit_cohort(contract, cohort, settings)
-    _refuse_bad_weights(header, weights)
+    _refuse_bad_weights(header, weights, outbox)
     asked = inquiry(header, arrays, cohort=cohort, settings=settings)
     reply: dict[str, FloatArray | Ring]
     if member is None:
@@ -145,6 +145,8 @@ def _summary(
             arrays=reply,
         )
     )
+    if header.kind == "local-steps":
+        outbox.keep_weights(weights[0], contract_digest=header.contract_digest, round=header.round)
     outbox.store(
         encoded,
         contract_digest=header.contract_digest,
@@ -245,16 +247,29 @@ def _earlier_answer(header: ProbeHeader, request_digest: str, outbox: Outbox) ->
     return stored
 
 
-def _refuse_bad_weights(header: ProbeHeader, weights: FloatArray) -> None:
-    expected = parameter_count(header.contract.network(header.network))
-    probes, length = weights.shape
-    if length != expected:
-        raise RefusedError(RefusalCode.BAD_WEIGHTS, f"{length} weights for a network of {expected}")
-    if probes < 1 or (header.kind == "local-steps" and probes != 1):
-        raise RefusedError(RefusalCode.BAD_WEIGHTS, f"{probes} weight vectors for {header.kind}")
-    # NaN and infinities fail this comparison too.
-    if not bool((np.abs(weights) <= MAX_WEIGHT).all()):
-        raise RefusedError(RefusalCode.BAD_WEIGHTS, "not finite, or larger than any honest weight")
+def _refuse_too_often(settings: SiteSettings, outbox: Outbox) -> None:
+    allowed = settings.policy.max_requests_an_hour
+    answered = outbox.answered(since=time.time() - HOUR_S)
+    if answered >= allowed:
+        raise RefusedError(
+            RefusalCode.TOO_OFTEN, f"{answered} answers in an hour, the policy allows {allowed}"
+        )
+
+
+def _refuse_bad_weights(header: ProbeHeader, weights: FloatArray, outbox: Outbox) -> None:
+    last = None
+    if header.kind == "local-steps":
+        last = outbox.last_weights(contract_digest=header.contract_digest, before=header.round)
+    violation = weights_violation(
+        weights,
+        contract=header.contract,
+        kind=header.kind,
+        network=header.network,
+        round=header.round,
+        last=last,
+    )
+    if violation is not None:
+        raise RefusedError(RefusalCode.BAD_WEIGHTS, violation)
 
 
 def _status(settings: SiteSettings, cohort: Cohort | None, outbox: Outbox) -> StatusHeader:

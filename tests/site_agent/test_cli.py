@@ -176,8 +176,8 @@ def test_identifiers_stay_in_the_image_folder(tmp_path, write_slice):
     from shared.architectures import Residual
     from shared.contract import Anchor, Probes, RunContract
     from shared.messages import decode, encode, probe_batch
-    from shared.networks import initial_weights
     from shared.tasks.settings import CtDenoise
+    from shared.trajectory import start
     from site_agent.cohort import open_cohort
     from site_agent.worker import answer
 
@@ -211,7 +211,7 @@ def test_identifiers_stay_in_the_image_folder(tmp_path, write_slice):
         student=tiny,
         anchor_network=tiny,
         anchor=Anchor(rounds=1, local_steps=1, batch=2, crop_px=16),
-        probes=Probes(requests=1, draws=1),
+        probes=Probes(requests=1, draws=1, depths=(0,)),
     )
     settings = read_settings(home)
     payload = encode(
@@ -220,7 +220,7 @@ def test_identifiers_stay_in_the_image_folder(tmp_path, write_slice):
             round=1,
             kind="gradients",
             network="student",
-            weights=initial_weights(tiny, seed=0).numpy()[None],
+            weights=start(contract, kind="gradients", network="student", round=1).numpy()[None],
         )
     )
     replies = [

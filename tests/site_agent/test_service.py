@@ -14,8 +14,8 @@ import pytest
 from shared.architectures import Residual
 from shared.contract import Anchor, Probes, RunContract
 from shared.messages import Message, StatusQueryHeader, decode, encode, probe_batch
-from shared.networks import initial_weights
 from shared.tasks.settings import CtDenoise
+from shared.trajectory import start
 from site_agent.cohort import build_cohort
 from site_agent.enrolment import enrol
 from site_agent.frames import call
@@ -51,11 +51,12 @@ def request(*, local_steps=3, round=1, kind="gradients"):
         student=TINY,
         anchor_network=TINY,
         anchor=Anchor(rounds=2, local_steps=local_steps, batch=2, crop_px=16),
-        probes=Probes(requests=2, draws=1),
+        probes=Probes(requests=2, draws=1, depths=(0,)),
     )
-    weights = initial_weights(TINY, seed=0).numpy()[None]
+    network = "anchor" if kind == "local-steps" else "student"
+    weights = start(contract, kind=kind, network=network, round=round).numpy()[None]
     return encode(
-        probe_batch(contract=contract, round=round, kind=kind, network="student", weights=weights)
+        probe_batch(contract=contract, round=round, kind=kind, network=network, weights=weights)
     )
 
 

@@ -1,4 +1,5 @@
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -29,8 +30,9 @@ from shared.messages import (
     probe_batch,
     refusal,
 )
-from shared.networks import initial_weights, parameter_count
+from shared.networks import parameter_count
 from shared.tasks.settings import CtDenoise, MrDenoise
+from shared.trajectory import start
 from site_agent import incidents, summaries, worker
 from site_agent.cohort import build_cohort, open_cohort
 from site_agent.enrolment import signing_key
@@ -47,7 +49,7 @@ CONTRACT = RunContract(
     student=TINY,
     anchor_network=TINY,
     anchor=Anchor(rounds=2, local_steps=3, batch=2, crop_px=16),
-    probes=Probes(requests=2, draws=1),
+    probes=Probes(requests=2, draws=1, depths=(0, 30)),
 )
 
 
@@ -92,14 +94,20 @@ def allowing(site, **policy):
     return site.settings.model_copy(update={"policy": limits})
 
 
-def request(*, contract=CONTRACT, round=1, kind="gradients", network="student", weights=None):
+def request(*, contract=CONTRACT, round=1, kind="gradients", network=None, weights=None):
+    network = network or ("anchor" if kind == "local-steps" else "student")
     if weights is None:
-        count = 1 if kind == "local-steps" else 2
-        described = contract.network(network)
-        weights = np.stack([initial_weights(described, seed=seed).numpy() for seed in range(count)])
+        weights = honest_weights(contract, kind=kind, network=network, round=round)
     return encode(
         probe_batch(contract=contract, round=round, kind=kind, network=network, weights=weights)
     )
+
+
+def honest_weights(contract, *, kind, network, round):
+    """What the contract names as the start and, for gradients, a little further on."""
+    begun = start(contract, kind=kind, network=network, round=round).numpy()
+    moved = np.random.default_rng(round).normal(0, 2e-3, begun.shape).astype(np.float32)
+    return begun[None] if kind == "local-steps" else np.stack([begun, begun + moved])
 
 
 def code_of(reply):
@@ -132,7 +140,7 @@ def test_the_same_request_gets_the_same_bytes_and_is_computed_once(site, monkeyp
 
 def test_another_request_under_an_answered_round_is_refused(site):
     site(request())
-    other = np.zeros((1, parameter_count(TINY)), np.float32)
+    other = honest_weights(CONTRACT, kind="gradients", network="student", round=2)
     assert code_of(site(request(weights=other))) is RefusalCode.ROUND_REUSED
     assert decode(site(request(weights=other, round=2))).header.type == "summary"
 
@@ -155,7 +163,7 @@ OFFER = Offer(name="site-a", public_key="00" * 32, signature="00" * 64)
 
 
 def weights_of(value, *, shape=None):
-    shape = shape or (1, parameter_count(TINY))
+    shape = shape or (2, parameter_count(TINY))
     return np.full(shape, value, np.float32)
 
 
@@ -175,6 +183,7 @@ def weights_of(value, *, shape=None):
         (request(weights=weights_of(np.nan)), RefusalCode.BAD_WEIGHTS),
         (request(weights=weights_of(np.inf)), RefusalCode.BAD_WEIGHTS),
         (request(weights=weights_of(1e6)), RefusalCode.BAD_WEIGHTS),
+        (request(kind="local-steps", network="student"), RefusalCode.BAD_WEIGHTS),
         (
             request(kind="local-steps", weights=weights_of(0, shape=(2, parameter_count(TINY)))),
             RefusalCode.BAD_WEIGHTS,
@@ -274,27 +283,72 @@ def test_threads_must_be_a_number(monkeypatch, text):
         worker.set_threads()
 
 
-@pytest.mark.parametrize("kind", ["gradients", "local-steps"])
-def test_either_network_may_be_asked_for(site, kind):
+def test_gradients_of_either_network_may_be_asked_for(site):
     wide = Residual(depth=3, width=5)
     contract = CONTRACT.model_copy(update={"anchor_network": wide})
     for round, (network, length) in enumerate(
         [("student", parameter_count(TINY)), ("anchor", parameter_count(wide))], start=1
     ):
-        reply = decode(site(request(contract=contract, kind=kind, network=network, round=round)))
+        reply = decode(site(request(contract=contract, network=network, round=round)))
         assert reply.header.type == "summary"
-        assert reply.arrays["values"].shape == (1 if kind == "local-steps" else 2, length)
+        assert reply.arrays["values"].shape == (2, length)
         assert np.abs(reply.arrays["values"]).max() > 0
     # Weights of the one network under the other's name are not taken.
     misnamed = request(contract=contract, network="anchor", weights=weights_of(0), round=3)
     assert code_of(site(misnamed)) is RefusalCode.BAD_WEIGHTS
 
 
-def mean_of(site, contract):
-    return decode(site(request(contract=contract))).arrays["values"]
+def test_an_anchor_is_held_against_the_last_one_that_was_answered(site):
+    contract = CONTRACT.model_copy(
+        update={"anchor": CONTRACT.anchor.model_copy(update={"clip_norm": 0.1, "rounds": 3})}
+    )
+    begun = honest_weights(contract, kind="local-steps", network="anchor", round=1)
+    step = np.full_like(begun, 0.1 / np.sqrt(begun.size))
+
+    def asked(round, weights):
+        return site(request(contract=contract, kind="local-steps", round=round, weights=weights))
+
+    assert decode(asked(1, begun)).header.type == "summary"
+    assert code_of(asked(2, begun + 1.01 * step)) is RefusalCode.BAD_WEIGHTS
+    # The refused one has left nothing behind: the first is still what counts.
+    assert decode(asked(2, begun + step)).header.type == "summary"
+    assert code_of(asked(3, begun + 2.01 * step)) is RefusalCode.BAD_WEIGHTS
+    assert decode(asked(3, begun + 2 * step)).header.type == "summary"
 
 
-def test_granularity_patient_answers_one_block_a_patient(site):
+def test_rounds_that_were_missed_lengthen_the_way(site):
+    contract = CONTRACT.model_copy(
+        update={"anchor": CONTRACT.anchor.model_copy(update={"clip_norm": 0.1, "rounds": 3})}
+    )
+    begun = honest_weights(contract, kind="local-steps", network="anchor", round=1)
+    step = np.full_like(begun, 0.1 / np.sqrt(begun.size))
+    payload = request(contract=contract, kind="local-steps", weights=begun)
+    assert decode(site(payload)).header.type == "summary"
+    late = request(contract=contract, kind="local-steps", round=3, weights=begun + 2 * step)
+    assert decode(site(late)).header.type == "summary"
+
+
+def test_no_more_requests_are_answered_in_an_hour_than_the_policy_allows(site, monkeypatch):
+    twice = site.settings.model_copy(update={"policy": Policy(max_requests_an_hour=2)})
+    first = site(request(round=1), settings=twice)
+    other = CONTRACT.model_copy(update={"seed": 1})
+    assert decode(site(request(contract=other), settings=twice)).header.type == "summary"
+    assert code_of(site(request(round=2), settings=twice)) is RefusalCode.TOO_OFTEN
+    assert site.outbox.answered() == 2
+    # What was answered is answered again; and an hour later there is room.
+    assert site(request(round=1), settings=twice) == first
+    now = time.time()
+    monkeypatch.setattr(worker.time, "time", lambda: now + worker.HOUR_S + 1)
+    assert decode(site(request(round=2), settings=twice)).header.type == "summary"
+
+
+def without_guards(monkeypatch):
+    """For tests that ask under two contracts, each of which names a start, at the same weights."""
+    monkeypatch.setattr(worker, "weights_violation", lambda *_, **__: None)
+
+
+def test_granularity_patient_answers_one_block_a_patient(site, monkeypatch):
+    without_guards(monkeypatch)
     # Without noise, gradients do not depend on a patient's place; nor, unclipped, does their mean.
     quiet = {
         "task": CONTRACT.task.model_copy(update={"electronic_sigma": 0.0, "photons": 1e8}),
@@ -305,7 +359,9 @@ def test_granularity_patient_answers_one_block_a_patient(site):
     values = reply.arrays["values"]
     assert values.shape == (6, 2, parameter_count(TINY))
     assert reply.header.patients_at_least == 5
-    together = mean_of(site, CONTRACT.model_copy(update=quiet))
+    clear = CONTRACT.model_copy(update=quiet)
+    weights = honest_weights(contract, kind="gradients", network="student", round=1)
+    together = decode(site(request(contract=clear, weights=weights))).arrays["values"]
     np.testing.assert_allclose(values.mean(0), together, rtol=0.05, atol=0.02 * together.std())
     # The positive control: patients differ from each other far more than that.
     spread = np.abs(values - values.mean(0)).max()
@@ -432,6 +488,7 @@ def masked_request(site, contract, *, attempt=1, kind="gradients"):
 
 @pytest.mark.parametrize("kind", ["gradients", "local-steps"])
 def test_under_its_masks_is_what_the_site_would_have_sent_in_the_clear(site, monkeypatch, kind):
+    without_guards(monkeypatch)
     contract = secure(site)
     payload, private = masked_request(site, contract, kind=kind)
     reply = decode(site(payload))
@@ -454,9 +511,8 @@ def test_under_its_masks_is_what_the_site_would_have_sent_in_the_clear(site, mon
     clear = CONTRACT.model_copy(update={"seed": 1})
     monkeypatch.setattr(RunContract, "digest", lambda _: header.contract_digest)
     again = Outbox(site.outbox.folder / "again")
-    reply = worker.answer(
-        request(contract=clear, kind=kind), settings=site.settings, cohort=site.cohort, outbox=again
-    )
+    asked = request(contract=clear, kind=kind, weights=decode(payload).arrays["weights"])
+    reply = worker.answer(asked, settings=site.settings, cohort=site.cohort, outbox=again)
     mean = decode(reply).arrays["values"]
     assert np.abs(mean).max() > 0
     np.testing.assert_allclose(numerator.reshape(rows, -1) / 5.0, mean, rtol=1e-6, atol=1e-12)
