@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from aggregator.enrolment import enrolled_sites
+from aggregator.enrolment import Enrolment, enrolled_sites, members_of
 from aggregator.home import AggregatorHome
 from aggregator.runs import (
     FOUNDATION,
@@ -28,6 +28,7 @@ from aggregator.superlink import superlink
 from aggregator.utility import UTILITY
 from shared.contract import RunContract
 from shared.durable import write_durably
+from shared.masking import MIN_MEMBERS
 
 
 def launch_run(
@@ -45,11 +46,13 @@ def launch_run(
     Without ``publishes`` the run folder alone. Progress goes to stderr. Raises ``RunError``,
     ``EnrolmentError``, ``SuperLinkError`` or ``ReleaseError``.
     """
-    enrolled = [site.name for site in enrolled_sites(home)]
+    records = enrolled_sites(home)
+    enrolled = [site.name for site in records]
     unknown = sorted(set(sites) - set(enrolled))
     if unknown:
         raise RunError(f"not enrolled: {', '.join(unknown)} (enrolled: {', '.join(enrolled)})")
     display = Display(quiet=quiet)
+    contract = with_members(contract, [one for one in records if one.name in (sites or enrolled)])
     contract, foundation = _founded(home, contract, public=public, display=display)
     planned = (home.run_folder(contract.digest()) / "plan.json").exists()
     run = prepare_run(home, contract, sites=sites or ([] if planned else enrolled), public=public)
@@ -58,6 +61,25 @@ def launch_run(
     if not is_finished(run):
         _distil(home, run, wait_s=wait_s, display=display)
     return publish(home, run, contract) if publishes else {"run": str(run)}
+
+
+def with_members(contract: RunContract, sites: Sequence[Enrolment]) -> RunContract:
+    """The contract with the sites' names and signing keys, where it is for a secure sum.
+
+    Raises ``RunError`` where they are too few, or not those that the contract names already;
+    ``EnrolmentError`` where a key is missing.
+    """
+    if contract.granularity != "federation":
+        return contract
+    members = members_of(sites)
+    if len(members) < MIN_MEMBERS:
+        names = ", ".join(member.name for member in members) or "none"
+        raise RunError(f"granularity federation needs {MIN_MEMBERS} sites, these are: {names}")
+    if contract.members not in ((), members):
+        raise RunError(
+            "the contract names other members than the sites: remove them, launch fills them in"
+        )
+    return RunContract.model_validate({**dict(contract), "members": members})
 
 
 def _founded(

@@ -22,7 +22,7 @@ from aggregator.distill.distiller import Distiller
 from aggregator.federation import CHECKPOINT, EVENTS, PAIRS, federate
 from aggregator.foundation import founded, read_prior
 from aggregator.runs import FOUNDATION
-from aggregator.simulate import Hospital, in_process
+from aggregator.simulate import Hospital, in_process, members_of
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.processes import die_with_parent
@@ -84,7 +84,7 @@ def _start(threads: int) -> None:
 def distil(trial: Trial) -> None:
     """Runs the federation of one trial, then its nulls.
 
-    Raises ``FederationError`` or ``FoundationError``.
+    Raises ``FederationError``, ``FoundationError`` or ``HospitalError``.
     """
     contract = _founded(trial)
     modality = contract.task.modality
@@ -120,8 +120,11 @@ def read_trial(trial: Trial) -> Distillation:
 
 def _founded(trial: Trial) -> RunContract:
     """The trial's contract as sites see it; what it stands on is in the trial's folder."""
+    contract = trial.contract
+    if contract.granularity == "federation":
+        contract = contract.model_copy(update={"members": members_of(trial.hospitals)})
     return founded(
-        trial.contract,
+        contract,
         public=trial.public,
         file=trial.run / FOUNDATION,
         on_step=lambda *_: None,

@@ -89,3 +89,26 @@ def test_launching_without_a_superlink_says_what_to_start(home: Path, tmp_path: 
     result = aggregator("launch", tmp_path / "c.toml", "--home", home)
     assert result.exit_code == 1
     assert "aggregator up" in result.stderr
+
+
+def test_a_secure_sum_is_launched_with_the_enrolled_sites_keys(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.toml").write_text(f'{CONTRACT}granularity = "federation"\n')
+    for name in ("st-anna", "st-bob", "st-carl"):
+        aggregator("site", "add", enrolment(tmp_path, name), "--home", home)
+    launched = {}
+
+    def publish(_home: AggregatorHome, run: Path, contract: RunContract) -> dict[str, str]:
+        launched.update({run.name: contract})
+        return {"name": "demo", "version": "1", "digest": "0" * 64, "url": "http://x"}
+
+    monkeypatch.setattr(launch, "_distil", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "publish", publish)
+    assert aggregator("launch", tmp_path / "c.toml", "--home", home).exit_code == 0
+    assert aggregator("launch", tmp_path / "c.toml", "--home", home).exit_code == 0
+    ((name, contract),) = launched.items()
+    assert name == contract.digest()[:16]
+    handed = json.loads((tmp_path / "st-bob" / "enrolment.json").read_text())
+    assert contract.members[1].name == "st-bob"
+    assert contract.members[1].signing_key == handed["signing_public_key"]

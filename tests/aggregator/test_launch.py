@@ -1,6 +1,9 @@
 import pytest
 
-from aggregator.launch import Display, describe, describe_eta
+from aggregator.enrolment import Enrolment, EnrolmentError
+from aggregator.launch import Display, describe, describe_eta, with_members
+from aggregator.runs import RunError
+from shared.contract import RunContract
 
 
 def test_an_event_says_phase_round_and_message() -> None:
@@ -44,3 +47,33 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         display.say("submitted")
         display.show(event(1))
     assert capsys.readouterr() == ("", "")
+
+
+def enrolled(*names: str) -> list[Enrolment]:
+    return [
+        Enrolment(name=name, flower_public_key="key", signing_public_key=f"{number}" * 64)
+        for number, name in enumerate(names, start=1)
+    ]
+
+
+FEDERATION = RunContract(name="x", granularity="federation")
+
+
+def test_a_secure_sum_has_the_sites_as_members_and_so_another_digest_with_others() -> None:
+    filled = with_members(FEDERATION, enrolled("c", "b", "a"))
+    assert [member.name for member in filled.members] == ["a", "b", "c"]
+    assert with_members(filled, enrolled("c", "b", "a")) == filled, "what is filled in fits"
+    assert filled.foundation() == FEDERATION.digest() != filled.digest()
+    assert with_members(FEDERATION, enrolled("c", "b", "d")).digest() != filled.digest()
+    with pytest.raises(RunError, match="names other members"):
+        with_members(filled, enrolled("c", "b", "d"))
+    clear = RunContract(name="x")
+    assert with_members(clear, enrolled("a")) is clear
+
+
+def test_a_secure_sum_of_two_or_without_a_key_is_not_launched() -> None:
+    with pytest.raises(RunError, match="needs 3 sites, these are: a, b"):
+        with_members(FEDERATION, enrolled("a", "b"))
+    sites = [*enrolled("a", "b"), Enrolment(name="old", flower_public_key="key")]
+    with pytest.raises(EnrolmentError, match="none is known of old"):
+        with_members(FEDERATION, sites)
