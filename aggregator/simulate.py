@@ -232,6 +232,7 @@ def _settings(hospital: Hospital, modality: Modality) -> SiteSettings:
             min_patients=2,
             max_local_steps=5_000,
             max_probes=4_096,
+            max_requests_an_hour=1_000_000,
             max_parameters=100_000_000,
             tasks=_all_of("tasks"),
             granularities=_all_of("granularities"),
