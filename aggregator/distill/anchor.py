@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shared.gradients import clip
+
 TRIMMED_FROM_SITES = 5
 """Sites from which on a coordinate's extremes are left out: of fewer, too little would be left."""
 
@@ -37,6 +39,10 @@ def averaged(values: Sequence[Tensor], *, patients: Sequence[int]) -> Tensor:
     return (weights * stack).sum(0) / weights.sum(0)
 
 
-def descend(weights: Tensor, descent: Tensor) -> Tensor:
-    """The anchor after a round: ``weights`` (D,) minus the mean descent (D,)."""
-    return weights - descent
+def descend(weights: Tensor, descent: Tensor, *, at_most: float) -> Tensor:
+    """The anchor after a round: ``weights`` (D,) minus the mean descent (D,).
+
+    It moves by ``at_most``, L2 norm: sites take no weights that are farther from the last ones, and
+    a trimmed mean of descents can be a little longer than each of them.
+    """
+    return weights - clip(descent, norm=at_most)

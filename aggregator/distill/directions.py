@@ -18,6 +18,7 @@ from shared.contract import RunContract
 from shared.gradients import patient_parts, request_seed
 from shared.subspace import principal_directions
 from shared.training import fit_pairs, noisy_pool
+from shared.trajectory import start_seed
 
 FREE_POOL_DRAWS = 4
 
@@ -37,7 +38,7 @@ def free_network(
     contract: RunContract, prior: Prior, *, device: torch.device, on_step: OnStep
 ) -> Tensor:
     """The anchor network's weights (D,) after training on what is free, and nothing else."""
-    seed, free = request_seed(contract.foundation(), "public"), prior.free.to(device)
+    seed, free = start_seed(contract, kind="local-steps", round=1), prior.free.to(device)
     return fit_pairs(
         lq=noisy_pool(contract.task, free, draws=FREE_POOL_DRAWS, seed=seed),
         hq=free,

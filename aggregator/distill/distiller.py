@@ -45,6 +45,7 @@ from shared.sketch import Sketch, layer_scales
 from shared.subspace import lift
 from shared.tasks.degradation import degrade, parts
 from shared.training import dihedral, enhance, enhance_symmetric, fit_pairs, noisy_pool
+from shared.trajectory import start_seed, step_bound
 
 EMA = 0.98
 CURVES = ("tone", "spectrum")
@@ -146,7 +147,8 @@ class Distiller:
         mean = averaged(means, patients=patients)
         if ask.kind == "local-steps":
             descent = mean if self._basis is None else lift(self._basis, mean)
-            self.anchor_weights = descend(self._asked[0], descent[0])
+            at_most = step_bound(self.contract)
+            self.anchor_weights = descend(self._asked[0], descent[0], at_most=at_most)
         else:
             persona, everyone = self.contract.spg.persona, torch.cat(blocks)
             followed = {"federation": [mean], "cohort": means, "patient": list(everyone)}[persona]
@@ -212,7 +214,7 @@ class Distiller:
 
     def _probe_weights(self, ask: Ask) -> Tensor:
         """Weights (K, D) along the trajectory of a fresh network trained on the current set."""
-        seed = self._seed("probe", ask.round)
+        seed = start_seed(self.contract, kind="gradients", round=ask.round)
         depths = sorted(self.contract.probes.depths)
         return fit_pairs(
             lq=noisy_pool(self.contract.task, self.images, draws=PROBE_POOL_DRAWS, seed=seed),

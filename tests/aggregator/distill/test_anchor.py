@@ -32,8 +32,10 @@ def test_one_wild_site_of_five_moves_nothing_beyond_what_the_others_span(wild: f
     assert averaged([*honest[:3], bad], patients=[10] * 4).abs().max() > 1e4
 
 
-def test_a_descent_is_subtracted() -> None:
-    assert descend(torch.tensor([1.0]), torch.tensor([0.25])).tolist() == [0.75]
+def test_a_descent_is_subtracted_up_to_its_bound() -> None:
+    weights, descent = torch.tensor([1.0, 0.0]), torch.tensor([0.3, 0.4])
+    torch.testing.assert_close(descend(weights, descent, at_most=0.5), torch.tensor([0.7, -0.4]))
+    torch.testing.assert_close(descend(weights, descent, at_most=0.05), torch.tensor([0.97, -0.04]))
 
 
 def test_nothing_cannot_be_averaged() -> None:
