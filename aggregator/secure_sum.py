@@ -128,7 +128,8 @@ class SecureSum:
         if self._standing.closed:
             self._open()
         mean, weight = self._decoded()
-        standing = self._standing
+        standing, missing = self._standing, f" ({self._told()})" if self._missing else ""
+        self._tell(len(standing.sites), f"the sum of {len(standing.sites)} sites banked{missing}")
         return Summed(mean, weight, standing.sites, standing.seconds, standing.spent)
 
     def _attempt(self) -> None:
