@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.bounds import within_bounds
+from shared.contract import RunContract
 from shared.frozen import Frozen
 from shared.masking import Ring, is_genuine
 from shared.messages import (
@@ -58,10 +59,13 @@ def admit(
     if values.shape != values_shape(request, weights.shape, patients=patients):
         raise Rejected("values do not have the shape of the request")
     if values.ndim == 3:
-        if not request.contract.min_patients <= patients <= MAX_PATIENTS:
+        least, most = request.contract.min_patients, MAX_PATIENTS
+        if request.contract.privacy.epsilon is not None:
+            least = most = request.contract.privacy.patients
+        if not least <= patients <= most:
             raise Rejected("not as many patients as the contract and the format allow")
-        if header.patients_at_least != patient_bucket(patients):
-            raise Rejected("another number of patients than it says")
+    if header.patients_at_least != _told(request.contract, header, values):
+        raise Rejected("another number of patients than it says, or than it should say")
     if not np.isfinite(values).all():
         raise Rejected("values are not finite")
     if not within_bounds(values, request.contract, request.kind):
@@ -69,6 +73,13 @@ def admit(
     return Admitted(
         values=values, patients_at_least=header.patients_at_least, seconds=header.seconds
     )
+
+
+def _told(contract: RunContract, header: SummaryHeader, values: FloatArray) -> int:
+    """How many patients an honest answer says it is of: with noise, no more than the least."""
+    if contract.privacy.epsilon is not None:
+        return patient_bucket(contract.min_patients)
+    return patient_bucket(len(values)) if values.ndim == 3 else header.patients_at_least
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,13 @@ def open_hospitals(
     homes: Path,
     split: Split | None,
     sequence: str | None,
+    dealt: int = 0,
 ) -> tuple[list[Hospital], list[NDArray[np.float32]]]:
     """Indexes every folder hospital-* of ``data``; gives the sites and the patients kept apart.
 
     With ``split`` None nobody is. Hospitals with fewer training patients than the contract wants
-    behind a summary are pooled with the ones after them.
+    behind a summary are pooled with the ones after them. With ``dealt`` all training patients are
+    dealt to so many sites in turn, whatever their folder.
 
     Raises ``ReaderError`` or ``HospitalError`` where there is too little.
     """
@@ -92,10 +94,13 @@ def open_hospitals(
         kept, held = split_patients(patients, split)
         trained[folder.name] = kept
         apart += [_windowed(patient, task) for patient in held]
+    if dealt:
+        everyone = _joined(trained, list(trained))
+        trained = {f"site-{number + 1}": everyone[number::dealt] for number in range(dealt)}
     pools = pooled(
         {name: len(patients) for name, patients in trained.items()}, least=contract.min_patients
     )
-    if not pools:
+    if len(pools) < max(1, dealt):
         there = ", ".join(f"{name} {len(patients)}" for name, patients in trained.items())
         raise ReaderError(
             data,
@@ -183,10 +188,11 @@ def pooled(patients: Mapping[str, int], *, least: int) -> list[tuple[str, ...]]:
 
 def in_process(hospitals: Sequence[Hospital], *, modality: Modality, outboxes: Path) -> Exchange:
     """An exchange that asks each hospital's worker function in turn; ``outboxes`` is the run's."""
-    opened = {
-        one.name: (_settings(one, modality), one.cohort, Outbox(outboxes / one.name))
-        for one in hospitals
-    }
+    opened = {}
+    for one in hospitals:
+        settings = _settings(one, modality, home=outboxes / one.name)
+        _write_key(settings)
+        opened[one.name] = (settings, one.cohort, Outbox(settings.home))
 
     def exchange(payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
         answers = {}
@@ -207,23 +213,33 @@ def members_of(hospitals: Sequence[Hospital]) -> tuple[Member, ...]:
     if len(hospitals) < MIN_MEMBERS:
         names = ", ".join(one.name for one in hospitals)
         raise HospitalError(f"granularity federation needs {MIN_MEMBERS} hospitals, not {names}")
-    members = []
-    for one in sorted(hospitals, key=lambda one: one.name):
-        seed = hashlib.sha256(PSEUDONYM_KEY + one.name.encode()).digest()
-        key = Ed25519PrivateKey.from_private_bytes(seed)
-        write_durably(
-            _settings(one, "CT").signing_key_path,
-            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        )
-        public_key = key.public_key().public_bytes_raw().hex()
-        members.append(Member(name=one.name, signing_key=public_key))
-    return tuple(members)
+    return tuple(
+        Member(name=name, signing_key=_key(name).public_key().public_bytes_raw().hex())
+        for name in sorted(one.name for one in hospitals)
+    )
 
 
-def _settings(hospital: Hospital, modality: Modality) -> SiteSettings:
-    """A site that allows whatever a contract can ask: here nobody has to be protected from it."""
+def _key(name: str) -> Ed25519PrivateKey:
+    seed = hashlib.sha256(PSEUDONYM_KEY + name.encode()).digest()
+    return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def _write_key(settings: SiteSettings) -> None:
+    key = _key(settings.name)
+    write_durably(
+        settings.signing_key_path,
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    )
+
+
+def _settings(hospital: Hospital, modality: Modality, *, home: Path) -> SiteSettings:
+    """A site that allows whatever a contract can ask: here nobody has to be protected from it.
+
+    Its ``home``, with key and privacy ledger, is a run's own, as its outbox is: runs of a benchmark
+    go on side by side, over the same hospitals.
+    """
     return SiteSettings(
-        home=hospital.home,
+        home=home,
         name=hospital.name,
         aggregator="localhost:1",
         images=hospital.home,

@@ -97,7 +97,7 @@ class SummaryHeader(Frozen):
     kind: Kind
     site: Slug
     patients_at_least: int = Field(ge=1, description="patients behind it, rounded down to a bucket")
-    seconds: float = Field(ge=0, description="time the worker spent")
+    seconds: float = Field(ge=0, description="time the worker spent; 0 with differential privacy")
 
 
 class RefusalHeader(Frozen):

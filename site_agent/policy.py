@@ -72,8 +72,6 @@ def contract_violation(policy: Policy, contract: RunContract, *, parameters: int
     for part in task.parts if isinstance(task, MultiTask) else (task,):
         if part.name not in policy.tasks:
             return f"task {part.name} is not among policy.tasks"
-    if contract.privacy.epsilon is not None:
-        return "privacy.epsilon is not supported by this version"
     if contract.granularity not in policy.granularities:
         return f"granularity {contract.granularity} is not among policy.granularities"
     if contract.min_patients < policy.min_patients:

@@ -9,7 +9,8 @@ How a request is answered:
    request under that round is refused;
 4. not too many were answered in the last hour; the cohort is of the contract's modality and has
    enough patients; the weights are such as honest training gives (``guards.py``);
-5. compute, check the result, mask it for a secure sum, write it to the outbox, return it.
+5. charge the privacy ledger, where the contract has differential privacy (``ledger.py``);
+6. compute, check the result, mask it for a secure sum, write it to the outbox, return it.
 
 Whatever fails becomes a refusal: a code, an incident id, never a text.
 """
@@ -43,6 +44,7 @@ from site_agent.cohort import Cohort
 from site_agent.enrolment import signing_key
 from site_agent.guards import weights_violation
 from site_agent.incidents import RefusedError, log, refuse
+from site_agent.ledger import Ledger, charge_for
 from site_agent.membership import Membership
 from site_agent.outbox import Outbox
 from site_agent.policy import contract_violation, modality_violation, request_violation
@@ -123,11 +125,12 @@ def _summary(
     cohort = _fit_cohort(contract, cohort, settings)
     _refuse_bad_weights(header, weights, outbox)
     asked = inquiry(header, arrays, cohort=cohort, settings=settings)
+    noise = charge_for(header, ledger=Ledger(settings.ledger_path), policy=settings.policy)
     reply: dict[str, FloatArray | Ring]
     if member is None:
-        reply = {"values": summarise(asked)}
+        reply = {"values": summarise(asked, noise_multiplier=noise)}
     else:
-        numerator, weight = contribution(asked)
+        numerator, weight = contribution(asked, noise_multiplier=noise)
         rows = len(weights)
         reply = {"masked": member.mask(header, request_digest, numerator, weight, rows=rows)}
     encoded = encode(
@@ -140,7 +143,8 @@ def _summary(
                 kind=header.kind,
                 site=settings.name,
                 patients_at_least=asked.patients_at_least,
-                seconds=round(time.monotonic() - started, 3),
+                # Time grows with the number of patients, which noise is there to hide.
+                seconds=round(time.monotonic() - started, 3) if noise is None else 0.0,
             ),
             arrays=reply,
         )

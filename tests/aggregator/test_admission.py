@@ -78,6 +78,52 @@ def test_a_refusal_keeps_its_code_and_incident() -> None:
         checked(payload)
 
 
+NOISED = RunContract.model_validate(
+    {
+        "name": "ct",
+        "anchor": {"descent": "patient"},
+        "privacy": {"epsilon": 3, "sketch": 2, "patients": 7},
+        "probes": {"clip_norm": 0.01},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "shape", "told", "said"),
+    [
+        ("cohort", (2, 2), 5, None),
+        ("cohort", (2, 2), 10, "another number"),  # it would count for more
+        ("cohort", (2, 3), 5, "shape"),
+        ("patient", (7, 2, 2), 5, None),
+        ("patient", (6, 2, 2), 5, "as many patients"),
+        ("patient", (8, 2, 2), 5, "as many patients"),
+        ("patient", (7, 2, 2), 10, "another number"),
+    ],
+)
+def test_noised_answers_tell_no_number_of_patients(
+    granularity: str, shape: tuple[int, ...], told: int, said: str | None
+) -> None:
+    contract = NOISED.model_copy(update={"granularity": granularity})
+    asked = probe_batch(
+        contract=contract, round=2, kind="gradients", network="student", weights=WEIGHTS
+    )
+    assert isinstance(asked.header, ProbeHeader)
+    values = np.full(shape, 0.02, np.float32)  # longer than a clear answer may be
+    payload = summary(values, contract_digest=contract.digest(), patients_at_least=told)
+
+    def admitted() -> np.ndarray:
+        assert isinstance(asked.header, ProbeHeader)
+        return admit(
+            payload, site="a", request=asked.header, request_digest=DIGEST, weights=WEIGHTS
+        ).values
+
+    if said is None:
+        np.testing.assert_array_equal(admitted(), values)
+    else:
+        with pytest.raises(Rejected, match=said):
+            admitted()
+
+
 BY_PATIENT = RunContract(name="ct", granularity="patient", min_patients=3)
 ASKED_BY_PATIENT = probe_batch(
     contract=BY_PATIENT, round=2, kind="gradients", network="student", weights=WEIGHTS
