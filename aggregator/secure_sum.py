@@ -63,6 +63,7 @@ from shared.messages import (
 )
 
 FILE = "secure-sum.safetensors"
+_ROUNDING = 1e-9  # of a sum of weights in fixed point
 
 Tell = Callable[[int, str], None]
 """Called with (how many sites have done what was asked of them, a line for the journal)."""
@@ -200,14 +201,17 @@ class SecureSum:
         contract, kind, members = self._header.contract, self._header.kind, self._standing.sites
         bound = coordinate_bound(contract, kind, rows=self._shape[0])
         numerators, weight = decode_contribution(self._total, members=len(members), bound=bound)
-        clear = contract.privacy.epsilon is None
-        least = patient_bucket(contract.min_patients) * len(members) if clear else 0.0
+        privacy = contract.privacy
+        least, most = float(patient_bucket(contract.min_patients)), float(MAX_PATIENTS)
+        if privacy.epsilon is not None:
+            least = most = privacy.patients * privacy.sampling
+        least, most = least * len(members), most * len(members)
         with np.errstate(all="ignore"):
             mean = (numerators / weight).astype(np.float32).reshape(self._shape)
         if (
-            not max(least, np.nextafter(0, 1)) <= weight <= MAX_PATIENTS * len(members)
+            not least * (1 - _ROUNDING) <= weight <= most * (1 + _ROUNDING)
             or not bool(np.isfinite(mean).all())
-            or (clear and not within_bounds(mean, contract, kind))
+            or not within_bounds(mean, contract, kind, members=len(members))
         ):
             raise SecureSumError(
                 f"round {self._standing.round}: the sum is none of honest contributions, and which "

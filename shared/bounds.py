@@ -21,15 +21,22 @@ TAIL = 9.0
 """t: an honest answer is taken for a dishonest one once in 10^17."""
 
 
-def within_bounds(values: FloatArray, contract: RunContract, kind: Kind) -> bool:
-    """Whether no part of finite ``values`` (..., K, R) is longer than an honest one can be."""
+def within_bounds(
+    values: FloatArray, contract: RunContract, kind: Kind, *, members: int = 1
+) -> bool:
+    """Whether no part of finite ``values`` (..., K, R) is longer than an honest one can be.
+
+    Values are a site's, or the mean of a secure sum of so many ``members``.
+    """
     rows, length = values.shape[-2:]
     by_patient = values.ndim == 3
     wide = values.astype(np.float64)
     if contract.noise_multiplier is None and not contract.reduced_to(kind):
         limit, norms = contract.row_bound(kind), np.linalg.norm(wide, axis=-1)
     else:
-        limit = block_bound(contract, kind, rows=rows, length=length, by_patient=by_patient)
+        limit = block_bound(
+            contract, kind, rows=rows, length=length, by_patient=by_patient, members=members
+        )
         norms = np.linalg.norm(wide, axis=(-2, -1))
     return bool(norms.max() <= limit * TOLERANCE)
 
