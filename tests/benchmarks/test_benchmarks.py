@@ -153,3 +153,14 @@ def test_the_plain_loops_gradient_reaches_the_pixels(monkeypatch: pytest.MonkeyP
     assert moved.shape == theta.shape
     assert not torch.equal(moved, theta)
     assert apply_network(SMALL, moved, hq.detach()).shape == hq.shape
+
+
+def test_the_cost_of_a_secure_sum_is_that_of_whole_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    secure_sum = script("secure_sum", monkeypatch)
+    monkeypatch.setattr(secure_sum, "REPETITIONS", 1)
+    cost = secure_sum.measured(3, 1000)
+    assert (cost["sites"], cost["numbers"]) == (3, 1000)
+    # Numbers of eight bytes and not of four, then three small answers.
+    assert 4000 < cost["up"] - cost["clear_up"] < 6000
+    assert cost["clear_down"] < cost["down"] < cost["clear_down"] + 5000
+    assert cost["site_ms"] > 0 < cost["aggregator_ms"]
