@@ -250,6 +250,7 @@ def _settings(hospital: Hospital, modality: Modality, *, home: Path) -> SiteSett
             max_probes=4_096,
             max_requests_an_hour=1_000_000,
             max_parameters=100_000_000,
+            max_honest=1.0,
             tasks=_all_of("tasks"),
             granularities=_all_of("granularities"),
         ),
