@@ -1,11 +1,24 @@
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
+from safetensors.numpy import load_file
 
-from aggregator.simulate import in_process, open_hospitals, pooled, split_patients
+from aggregator.exchange import Exchange
+from aggregator.federation import federate
+from aggregator.simulate import (
+    Hospital,
+    HospitalError,
+    in_process,
+    members_of,
+    open_hospitals,
+    pooled,
+    split_patients,
+)
+from shared.architectures import Residual
 from shared.contract import Anchor, Probes, RunContract
 from shared.messages import SummaryHeader, decode, encode, probe_batch
 from shared.readers import ReaderError
@@ -140,3 +153,97 @@ def test_pooled_hospitals_answer_as_one_site(
     assert isinstance(answered.header, SummaryHeader)
     assert answered.arrays["values"].shape == weights.shape
     assert (tmp_path / "outbox" / "hospital-a").is_dir()
+
+
+SMALL = CONTRACT.model_copy(
+    update={
+        "student": Residual(depth=2, width=4),
+        "anchor_network": Residual(depth=2, width=4),
+        "probes": Probes(requests=1, depths=(3, 6), steps=20),
+        "anchor": Anchor(rounds=2, local_steps=5, public_steps=5, crop_px=16),
+    }
+)
+
+
+@pytest.fixture
+def hospitals(write_hospitals: WriteHospitals, tmp_path: Path) -> list[Hospital]:
+    """Three, whose patients count 1, 5 and 10 in their buckets."""
+    opened, _ = open_hospitals(
+        write_hospitals(a=3, b=6, c=11),
+        contract=SMALL,
+        homes=tmp_path / "homes",
+        split=None,
+        sequence=None,
+    )
+    return opened
+
+
+def secure(hospitals: Sequence[Hospital]) -> RunContract:
+    changes = {"granularity": "federation", "members": members_of(hospitals)}
+    return RunContract.model_validate({**dict(SMALL), **changes})
+
+
+def distilled(
+    contract: RunContract, hospitals: Sequence[Hospital], run: Path, ask: Exchange | None = None
+) -> dict[str, np.ndarray]:
+    """The pairs of a run of its own."""
+    federate(
+        contract=contract,
+        sites=[one.name for one in hospitals],
+        exchange=ask or in_process(hospitals, modality="CT", outboxes=run / "outbox"),
+        run=run,
+    )
+    return load_file(run / "pairs.safetensors")
+
+
+def test_a_secure_sum_gives_the_pairs_of_the_mean(
+    hospitals: list[Hospital], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summed = secure(hospitals)
+    # Everything random follows from the digest: one for both, so that they can be compared.
+    monkeypatch.setattr(RunContract, "digest", lambda _: "ab" * 32)
+    clear, secret = (
+        distilled(contract, hospitals, tmp_path / contract.granularity)
+        for contract in (SMALL, summed)
+    )
+    for name in ("lq", "hq"):
+        np.testing.assert_allclose(secret[name], clear[name], rtol=0, atol=1e-5)
+    # The control: a mean in which sites weigh the same is another one.
+    monkeypatch.setattr("site_agent.summaries.patient_bucket", lambda _: 5)
+    even = distilled(summed, hospitals, tmp_path / "even")
+    assert np.abs(even["hq"] - clear["hq"]).max() > 1e-4
+    counted = [
+        json.loads((tmp_path / name / "result.json").read_text())["sites"]["hospital-b"]["releases"]
+        for name in ("cohort", "federation")
+    ]
+    assert counted == [4, 4]
+
+
+@pytest.mark.parametrize("killed_at", [2, 4, 9])
+def test_a_secure_sum_that_was_killed_goes_on_and_ends_with_the_same_pairs(
+    hospitals: list[Hospital], tmp_path: Path, killed_at: int
+) -> None:
+    contract, run = secure(hospitals), tmp_path / "killed"
+    straight = distilled(contract, hospitals, tmp_path / "straight")
+    ask = in_process(hospitals, modality="CT", outboxes=run / "outbox")
+    calls = iter(range(1, 100))
+
+    def killed(payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
+        answers = ask(payload, round, sites)
+        if next(calls) == killed_at:
+            raise KeyboardInterrupt
+        return answers
+
+    with pytest.raises(KeyboardInterrupt):
+        distilled(contract, hospitals, run, killed)
+    again = distilled(contract, hospitals, run)
+    assert all((again[name] == straight[name]).all() for name in ("lq", "hq"))
+
+
+def test_members_of_a_simulation_are_the_same_wherever_it_runs(
+    hospitals: list[Hospital], tmp_path: Path
+) -> None:
+    elsewhere = [Hospital(one.name, tmp_path / "else" / one.name, ()) for one in hospitals]
+    assert members_of(hospitals) == members_of(elsewhere[::-1])
+    with pytest.raises(HospitalError, match="needs 3 hospitals, not hospital-a, hospital-b"):
+        members_of(hospitals[:2])
