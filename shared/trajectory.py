@@ -9,13 +9,11 @@ import math
 
 from torch import Tensor
 
+from shared.bounds import block_bound
 from shared.contract import Kind, Name, RunContract
 from shared.gradients import request_seed
 from shared.networks import initial_weights, parameter_count
 from shared.training import LEARNING_RATE
-
-NOISE_DEVIATIONS = 4.0
-"""Above its mean, in units of a coordinate's deviation, that a noise vector's norm hardly gets."""
 
 
 def start_seed(contract: RunContract, *, kind: Kind, round: int) -> int:
@@ -34,31 +32,26 @@ def start(contract: RunContract, *, kind: Kind, network: Name, round: int) -> Te
 def stride(steps: int, *, of: int, learning_rate: float = LEARNING_RATE) -> float:
     """Root sum square of the learning rates of the first ``steps`` of a training ``of`` so many.
 
-    What training moves a coordinate by grows with it: successive steps go hardly the same way.
+    What training moves a coordinate by grows with it: successive steps go hardly the same way. The
+    sum over a cosine that falls from 1 to 0 is taken as its integral and the first term, which it
+    does not exceed.
     """
-    rates = (learning_rate * (1 + math.cos(math.pi * step / of)) / 2 for step in range(steps))
-    return math.sqrt(sum(rate**2 for rate in rates))
+    if not steps:
+        return 0.0
+    turn = math.pi * steps / of
+    integral = 3 / 8 * steps + of / math.pi * (math.sin(turn) / 2 + math.sin(2 * turn) / 16)
+    return learning_rate * math.sqrt(1 + integral)
 
 
 def noise_deviation(contract: RunContract) -> float:
     """Standard deviation of the noise in one number of a descent, at most; 0 without DP."""
     if contract.noise_multiplier is None:
         return 0.0
-    bound = contract.patient_bound("local-steps", rows=1)
-    return (
-        contract.noise_multiplier * bound / (contract.privacy.patients * contract.privacy.sampling)
-    )
+    weight = contract.privacy.patients * contract.privacy.sampling
+    return contract.noise_multiplier * contract.patient_bound("local-steps", rows=1) / weight
 
 
 def step_bound(contract: RunContract) -> float:
-    """How far the anchor moves in a round, L2 norm.
-
-    A mean of clipped descents is no longer than one of them. With DP a public number stands for
-    that of patients, who may be twice as many, and there is noise.
-    """
-    deviation = noise_deviation(contract)
-    if not deviation:
-        return contract.anchor.clip_norm
+    """How far the anchor moves in a round, L2 norm: as far as an honest answer says."""
     numbers = contract.privacy.directions or parameter_count(contract.anchor_network)
-    noise = deviation * (math.sqrt(numbers) + NOISE_DEVIATIONS)
-    return 2 * contract.anchor.clip_norm + noise
+    return block_bound(contract, "local-steps", rows=1, length=numbers)

@@ -28,12 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.bounds import TAIL, TOLERANCE
 from shared.contract import Kind, Name, RunContract
 from shared.families import Layer, layers
 from shared.messages import FloatArray
 from shared.networks import parameter_count
 from shared.training import LEARNING_RATE
-from shared.trajectory import NOISE_DEVIATIONS, noise_deviation, start, step_bound, stride
+from shared.trajectory import noise_deviation, start, step_bound, stride
 
 LONGEST = LEARNING_RATE * math.sqrt(5_000)
 """Stride of 5,000 steps: no training is given more."""
@@ -49,7 +50,6 @@ APART = 1e-4
 """RMS by which a filter of two successive probes differs where it does."""
 EVERYWHERE = 0.5
 """Share of the filters of which it must, in the first layer and in the whole network."""
-ROUNDING = 1.001
 
 
 def weights_violation(
@@ -100,10 +100,10 @@ def _strides(contract: RunContract, kind: Kind, round: int) -> list[float]:
     """How far training may have gone to each of a request's vectors."""
     if kind == "gradients":
         depths = sorted(contract.probes.depths)
-        strides = [stride(depth, of=max(depths[-1], 1)) for depth in depths]
+        strides = [stride(depth, of=depths[-1]) for depth in depths]
     else:
         plan = contract.anchor
-        public = stride(plan.public_steps, of=max(plan.public_steps, 1))
+        public = stride(plan.public_steps, of=plan.public_steps)
         local = stride(plan.local_steps, of=plan.local_steps, learning_rate=plan.learning_rate)
         strides = [math.hypot(public, local * math.sqrt(round - 1))]
     return [min(one, LONGEST) for one in strides]
@@ -141,7 +141,7 @@ def _travelled(now: _Part, then: _Part, *, stride: float, noise: float) -> str |
     ):
         numbers = len(part)
         allowed = factor * unit * math.sqrt(numbers)
-        allowed += noise * (math.sqrt(numbers) + NOISE_DEVIATIONS)
+        allowed += noise * (math.sqrt(numbers) + TAIL)
         # Of untrained weights nothing may have moved, but they were rounded.
         if float(part.norm()) > allowed + 1e-6 * math.sqrt(numbers):
             return f"{what} moved {float(part.norm()):.3g}, at most {allowed:.3g} is honest"
@@ -188,7 +188,7 @@ def _jumped(
         return None
     before, weights_before = last
     moved = float((weights - torch.from_numpy(weights_before.astype(np.float64))).norm())
-    allowed = step_bound(contract) * (round - before) * ROUNDING
+    allowed = step_bound(contract) * (round - before) * TOLERANCE
     if moved > allowed:
         return f"the anchor moved {moved:.3g} since round {before}, at most {allowed:.3g} is honest"
     return None

@@ -1,7 +1,8 @@
 """Summaries: what a site's patients add up to, in the form in which it may leave.
 
 Of every patient a request asks a part (K, D); it is reduced as the contract says, clipped as a
-whole, and summed. At granularity ``patient`` each one's gradients are a block of their own. The
+whole, and summed; of a clear sum of gradients, what one patient alone moves is left out
+(``solitary.py``). At granularity ``patient`` each one's gradients are a block of their own. The
 descent of a site as a whole, which no contract with noise allows, is clipped before it is reduced.
 
 With differential privacy:
@@ -32,7 +33,6 @@ from shared.bounds import within_bounds
 from shared.contract import Privacy, RunContract
 from shared.gradients import (
     clip,
-    cohort_gradients,
     local_descent,
     patient_gradients,
     patient_parts,
@@ -53,6 +53,7 @@ from site_agent.cohort import Cohort
 from site_agent.incidents import RefusedError
 from site_agent.noise import noised
 from site_agent.settings import SiteSettings
+from site_agent.solitary import Tally
 
 _RANDOM = secrets.SystemRandom()
 
@@ -93,7 +94,11 @@ class Inquiry:
 
     def parts(self, patients: Sequence[Tensor]) -> Iterator[Tensor]:
         """What is asked of one of ``patients`` after the other, reduced, not clipped: (K, R)."""
-        asked = patient_parts(
+        return (self.reduce(part) for part in self.whole(patients))
+
+    def whole(self, patients: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The same before it is reduced: (K, D)."""
+        return patient_parts(
             contract=self.contract,
             kind=self.header.kind,
             network=self.header.network,
@@ -102,7 +107,6 @@ class Inquiry:
             seed=self.seed,
             device=self.weights.device,
         )
-        return (self.reduce(part) for part in asked)
 
 
 def inquiry(
@@ -211,16 +215,23 @@ def _mean(asked: Inquiry) -> Tensor:
             device=asked.weights.device,
         )
         return asked.reduce(descent[None])
-    if kind == "gradients" and not contract.privacy.sketch:
-        return cohort_gradients(
-            contract=contract,
-            network=asked.header.network,
-            weights=asked.weights,
-            patients=asked.patients,
-            seed=asked.seed,
-            device=asked.weights.device,
-        )
+    if kind == "gradients":
+        tally = Tally(contract.network(asked.header.network))
+        for part in asked.whole(asked.patients):
+            tally.add(_as_it_counts(part, asked))
+        return asked.reduce(tally.mean().to(asked.weights))
     return patient_sum(asked.parts(asked.patients), bound=asked.bound) / len(asked.patients)
+
+
+def _as_it_counts(part: Tensor, asked: Inquiry) -> Tensor:
+    """One patient's gradients (K, D): row by row, or where they are sketched together, clipped."""
+    if not asked.contract.privacy.sketch:
+        bound = asked.contract.row_bound("gradients")
+        return torch.stack([clip(row, norm=bound) for row in part.double()])
+    length = asked.reduce(part).double().norm()
+    if not bool(torch.isfinite(length)):
+        return torch.zeros_like(part, dtype=torch.float64)
+    return part.double() * torch.clamp(asked.bound / length.clamp_min(1e-30), max=1.0)
 
 
 def _blocks(asked: Inquiry) -> Tensor:

@@ -250,6 +250,6 @@ def test_what_is_longer_than_honest_does_not_leave(
     cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = asked(cohort, contract(privacy={"sketch": 8}), "gradients")
-    monkeypatch.setattr(summaries, "patient_sum", lambda *_, **__: torch.full((2, 8), 1.0))
+    monkeypatch.setattr(summaries.Tally, "mean", lambda _: torch.ones(2, LENGTH))
     with pytest.raises(RuntimeError, match="exceeds"):
         summarise(one, noise_multiplier=None)

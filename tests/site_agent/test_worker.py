@@ -133,7 +133,7 @@ def test_a_request_is_answered(site, kind):
 
 def test_the_same_request_gets_the_same_bytes_and_is_computed_once(site, monkeypatch):
     first = site(request())
-    monkeypatch.setattr(summaries, "cohort_gradients", None)
+    monkeypatch.setattr(summaries, "patient_parts", None)
     assert site(request()) == first
     assert site.outbox.answered() == 1
 
@@ -212,7 +212,7 @@ def weights_of(value, *, shape=None):
 def test_what_is_not_allowed_is_refused_with_a_code_and_computes_nothing(
     site, monkeypatch, payload, code
 ):
-    for computation in ("cohort_gradients", "patient_gradients", "local_descent"):
+    for computation in ("patient_parts", "patient_gradients", "local_descent"):
         monkeypatch.setattr(summaries, computation, None)
     assert code_of(site(payload)) is code
     assert site.outbox.answered() == 0
@@ -231,7 +231,7 @@ def test_no_cohort(site):
 @pytest.mark.parametrize("values", [np.nan, 1e9], ids=["not finite", "above the clip norm"])
 def test_a_result_that_must_not_leave_does_not(site, monkeypatch, values):
     monkeypatch.setattr(
-        summaries, "cohort_gradients", lambda *, weights, **_: torch.full_like(weights, values)
+        summaries.Tally, "mean", lambda _: torch.full((2, parameter_count(TINY)), values)
     )
     assert code_of(site(request())) is RefusalCode.INTERNAL
     assert site.outbox.answered() == 0
@@ -241,7 +241,7 @@ def test_the_text_of_an_exception_stays_in_the_sites_log(site, monkeypatch, tmp_
     def fail(**_keywords):
         raise RuntimeError("CANARY: /images/DOE^JANE")
 
-    monkeypatch.setattr(summaries, "cohort_gradients", fail)
+    monkeypatch.setattr(summaries, "patient_parts", fail)
     monkeypatch.setattr(logging, "raiseExceptions", True)  # log_to changes it
     handlers = list(incidents.log.handlers)
     incidents.log_to(tmp_path / "logs")
