@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
+from aggregator.benchmark_contract import settled
 from aggregator.distill.prior import Prior, PriorError, build_prior
 from aggregator.federation import RESULT
 from aggregator.judges import Judge, utility_rows
@@ -32,19 +32,14 @@ from aggregator.simulate import Hospital, HospitalError, Split, open_hospitals
 from aggregator.trials import Trial, distil_all, read_trial
 from aggregator.utility import ROWS, gate, table_text
 from shared.architectures import Network, read_network
-from shared.contract import ContractError, PriorSource, RunContract, read_contract
+from shared.contract import ContractError, RunContract
 from shared.durable import write_durably
-from shared.frozen import explain
 from shared.readers import ReaderError, read_images
 from shared.release.progress import progress
-from shared.tasks.settings import Task
 
 CONVERGED_STEPS = 4_800
 """Training steps of a judge from which on no row moves much."""
 QUICK_STEPS = 1_200
-QUICK_SHARE = 3
-"""``--quick`` takes one step of distillation in so many."""
-UNSTATED = "not stated: a simulation, which publishes nothing"
 PRIOR_FOLDER = "public-prior"
 """Taken from ``--data`` where a public prior is wanted and no folder is named."""
 
@@ -185,48 +180,6 @@ def _short(sources: Sources, *more: object) -> str:
     return hashlib.sha256(repr((*about, *more)).encode()).hexdigest()[:16]
 
 
-def settled(
-    file: Path | None, *, task: str | None, prior: str | None, images: int | None, quick: bool
-) -> RunContract:
-    """The contract of a file, or the defaults, with what the command line says put over it.
-
-    Raises ``ContractError`` naming the field and the fix.
-    """
-    contract = read_contract(file) if file else RunContract(name="simulation")
-    changes: dict[str, Any] = {}
-    try:
-        if task is not None and task != contract.task.name:
-            changes["task"] = TypeAdapter(Task).validate_python(
-                {"name": task, "size_px": contract.task.size_px}
-            )
-        is_mr = changes.get("task", contract.task).modality == "MR"
-        source = contract.prior.model_dump()
-        if is_mr and (file is None or "task" in changes):
-            source["anatomy"] = "head"
-        if is_mr and file is None:
-            changes["min_patients"] = 2  # brains are few: five a site would leave no site
-        if prior is not None:
-            source["kind"] = prior
-        if source["kind"] in ("public", "both") and source["license"] is None:
-            source |= {"license": "NOASSERTION", "statement": UNSTATED}
-        changes["prior"] = PriorSource.model_validate(source)
-        if images is not None:
-            changes["images"] = images
-        if quick:
-            probes, anchor = contract.probes, contract.anchor
-            changes["probes"] = probes.model_copy(update={"steps": _third(probes.steps)})
-            changes["anchor"] = anchor.model_copy(
-                update={
-                    "local_steps": _third(anchor.local_steps),
-                    "public_steps": _third(anchor.public_steps),
-                }
-            )
-        return RunContract.model_validate({**dict(contract), **changes})
-    except ValidationError as error:
-        hint = "; ct-kernel needs its fitted curves: give --contract" if task == "ct-kernel" else ""
-        raise ContractError(f"{file or 'the command line'}: {explain(error)}{hint}") from None
-
-
 def _network(text: str | None, contract: RunContract) -> Network:
     """The judges' network: the contract's student, unless another one is named."""
     if text is None:
@@ -235,10 +188,6 @@ def _network(text: str | None, contract: RunContract) -> Network:
         return read_network(text)
     except ValueError as error:
         raise ContractError(f"--judge {text}: {error}") from None
-
-
-def _third(steps: int) -> int:
-    return max(1, steps // QUICK_SHARE)
 
 
 def command(

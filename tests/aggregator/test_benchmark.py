@@ -7,7 +7,8 @@ import pytest
 import SimpleITK
 from typer.testing import CliRunner
 
-from aggregator.benchmark import command, settled
+from aggregator.benchmark import command
+from aggregator.benchmark_contract import settled
 from aggregator.cli import app
 from aggregator.utility import ROWS, gate
 from shared.contract import ContractError

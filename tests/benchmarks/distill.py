@@ -29,7 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aggregator.arms import Arm
-from aggregator.benchmark import PRIOR_FOLDER, settled
+from aggregator.benchmark import PRIOR_FOLDER
+from aggregator.benchmark_contract import settled
 from aggregator.distill.matching import filterwise_cosine
 from aggregator.distill.prior import build_prior
 from aggregator.federation import PAIRS, RESULT, federate

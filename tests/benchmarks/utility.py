@@ -24,10 +24,10 @@ from aggregator.benchmark import (
     PRIOR_FOLDER,
     QUICK_STEPS,
     Sources,
-    settled,
     simulate,
     text_of,
 )
+from aggregator.benchmark_contract import settled
 from aggregator.judges import Judge
 from aggregator.utility import ROWS
 from shared.architectures import read_network
