@@ -176,7 +176,8 @@ def _answer(payload: bytes, kind: type[Answer]) -> tuple[Answer, dict[str, NDArr
     if isinstance(header, RefusalHeader):
         raise Rejected(f"refused: {header.code} (incident {header.incident})")
     if not isinstance(header, kind):
-        raise Rejected(f"a {header.type} in place of a {kind.model_fields['type'].default}")
+        wanted = kind.model_fields["type"].default
+        raise Rejected(f"{header.type} in place of {wanted}")
     return header, message.arrays
 
 

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 
-from aggregator.admission import Rejected, admit
+from aggregator.admission import Rejected, admit, admit_opening, admit_presence
 from shared.contract import RunContract
 from shared.messages import (
     Message,
+    OpeningHeader,
+    OpenQueryHeader,
     ProbeHeader,
     RefusalCode,
+    StatusHeader,
     SummaryHeader,
     encode,
     payload_digest,
@@ -53,7 +56,7 @@ def test_an_honest_answer_is_admitted() -> None:
     ("payload", "said"),
     [
         (b"garbage", "not a message"),
-        (encode(REQUEST), "in place of a summary"),
+        (encode(REQUEST), "in place of summary"),
         (summary(site="b"), "site is not"),
         (summary(round=1), "round is not"),
         (summary(kind="local-steps"), "kind is not"),
@@ -182,3 +185,38 @@ def test_the_clip_bounds_each_patient_and_not_their_sum() -> None:
 def test_a_block_a_patient_is_rejected_where_the_contract_wants_a_mean() -> None:
     with pytest.raises(Rejected, match="shape"):
         checked(summary(BLOCKS))
+
+
+OPEN = OpenQueryHeader(contract_digest="ab" * 32, round=2, attempt=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"site": "b"}, "site"),
+        ({"contract_digest": "cd" * 32}, "contract_digest"),
+        ({"round": 1}, "round"),
+        ({"attempt": 2}, "attempt"),
+    ],
+)
+def test_an_opening_is_of_this_site_and_attempt(change: dict[str, object], named: str) -> None:
+    about = OPEN.model_dump(exclude={"type"})
+    right = encode(Message(header=OpeningHeader(site="a", seed="07" * 32, **about)))
+    assert admit_opening(right, site="a", query=OPEN) == b"\x07" * 32
+    header = OpeningHeader.model_validate({"site": "a", "seed": "07" * 32, **about, **change})
+    with pytest.raises(Rejected, match=f"{named} is not that of the request"):
+        admit_opening(encode(Message(header=header)), site="a", query=OPEN)
+
+
+def test_a_roll_call_is_answered_by_the_site_itself() -> None:
+    status = StatusHeader(
+        site="a", version="1", device="cpu", ready=True, patients_at_least=5, answered=0
+    )
+    admit_presence(encode(Message(header=status)), site="a")
+    with pytest.raises(Rejected, match="site is not"):
+        admit_presence(encode(Message(header=status)), site="b")
+    with pytest.raises(Rejected, match="status in place of opening"):
+        admit_opening(encode(Message(header=status)), site="a", query=OPEN)
+    refused = encode(refusal(site="a", code=RefusalCode.INTERNAL, incident="0" * 12))
+    with pytest.raises(Rejected, match="refused: internal"):
+        admit_presence(refused, site="a")
