@@ -164,3 +164,11 @@ def test_the_cost_of_a_secure_sum_is_that_of_whole_rounds(monkeypatch: pytest.Mo
     assert 4000 < cost["up"] - cost["clear_up"] < 6000
     assert cost["clear_down"] < cost["down"] < cost["clear_down"] + 5000
     assert cost["site_ms"] > 0 < cost["aggregator_ms"]
+
+
+def test_a_sketched_step_is_timed_beside_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = script("sketch", monkeypatch).measure(CONTRACT, sizes=[8], steps=2)
+    assert report["whole_ms"] > 0
+    assert report["sketched_over_whole"][8] == pytest.approx(
+        report["sketched_ms"][8] / report["whole_ms"], rel=0.05
+    )
