@@ -39,6 +39,16 @@ def averaged(values: Sequence[Tensor], *, patients: Sequence[int]) -> Tensor:
     return (weights * stack).sum(0) / weights.sum(0)
 
 
+def balanced(blocks: Sequence[Tensor]) -> list[Tensor]:
+    """Of the sites' blocks (P_i, K, D), a patient each, no more than twice the median site's.
+
+    Inventing patients buys no majority among them.
+    """
+    counts = torch.tensor([float(len(each)) for each in blocks])
+    most = int(2 * float(counts.median()))
+    return [each[:most] for each in blocks]
+
+
 def descend(weights: Tensor, descent: Tensor, *, at_most: float) -> Tensor:
     """The anchor after a round: ``weights`` (D,) minus the mean descent (D,).
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aggregator.distill.anchor import averaged, descend
+from aggregator.distill.anchor import averaged, balanced, descend
 from aggregator.distill.bank import Bank, Entry, dealt
 from aggregator.distill.directions import Foundation, OnStep, free_network
 from aggregator.distill.matching import (
@@ -29,6 +29,7 @@ from aggregator.distill.matching import (
     distance_to,
     exact_match,
     finite_difference_match,
+    robust_mean,
     variance_of_mean,
 )
 from aggregator.distill.observation import Observer
@@ -150,7 +151,7 @@ class Distiller:
             at_most = step_bound(self.contract)
             self.anchor_weights = descend(self._asked[0], descent[0], at_most=at_most)
         else:
-            persona, everyone = self.contract.spg.persona, torch.cat(blocks)
+            persona, everyone = self.contract.spg.persona, torch.cat(balanced(blocks))
             followed = {"federation": [mean], "cohort": means, "patient": list(everyone)}[persona]
             self.bank.add(
                 round=ask.round,
@@ -297,27 +298,31 @@ class Distiller:
         tiles: Tiles,
         turn: int,
     ) -> Tensor:
-        """Matching distance () of the set at one probe, the mean over its personas."""
+        """Matching distance () of the set at one probe, over its personas."""
         probes, network = self.contract.probes, self.contract.network(entry.network)
         division = tiling(images.shape[-1])
         windows = division.cut(torch.cat([observed, images], dim=1), tiles)
         inside = division.inside(tiles, device=images.device)
         windows, inside = dihedral(windows, turn), dihedral(inside, turn)
         match = exact_match if probes.form == "exact" else finite_difference_match
-        groups, total = len(entry.targets), images.new_zeros(())
+        groups, distances = len(entry.targets), list[Tensor]()
         for group, target in enumerate(entry.targets):
             mine, counted = windows[group::groups], inside[group::groups]
             distance = distance_to(
                 target, name=probes.distance, network=network, variance=entry.variance
             )
-            total = total + match(
-                functools.partial(_loss_inside, network, counted * (division.weight / len(mine))),
-                weights=entry.weights,
-                lq=mine[:, :1],
-                hq=mine[:, 1:],
-                distance=distance if sketch is None else after(sketch, distance),
+            distances.append(
+                match(
+                    functools.partial(
+                        _loss_inside, network, counted * (division.weight / len(mine))
+                    ),
+                    weights=entry.weights,
+                    lq=mine[:, :1],
+                    hq=mine[:, 1:],
+                    distance=distance if sketch is None else after(sketch, distance),
+                )
             )
-        return total / groups
+        return robust_mean(torch.stack(distances))
 
 
 def _loss_inside(

@@ -25,6 +25,9 @@ from torch import Tensor
 from shared.architectures import Network
 from shared.families import layers
 
+BEND = 2.0
+"""Of the median persona's distance, from where on a persona's is no longer squared."""
+
 Distance = Callable[[Tensor], Tensor]
 """From a distilled gradient (D,) to its distance ()."""
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -123,6 +126,17 @@ def distance_to(
 def after(reduce: Callable[[Tensor], Tensor], distance: Distance) -> Distance:
     """The distance of what ``reduce`` makes of a gradient (D,)."""
     return lambda distilled: distance(reduce(distilled))
+
+
+def robust_mean(distances: Tensor) -> Tensor:
+    """Mean of personas' distances (G,), of those that stand out no more than in proportion: ().
+
+    Huber's function (1964) of their square roots, bent at :data:`BEND` times the median's: where
+    nothing can match a persona's target, it pulls no harder the farther it is.
+    """
+    roots = _positive(distances).sqrt()
+    bend = BEND * roots.detach().median()
+    return torch.where(roots <= bend, distances, bend * (2 * roots - bend)).mean()
 
 
 def exact_match(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aggregator.distill.anchor import averaged, descend
+from aggregator.distill.anchor import averaged, balanced, descend
 
 
 def test_the_mean_is_weighted_by_patients() -> None:
@@ -36,6 +36,12 @@ def test_a_descent_is_subtracted_up_to_its_bound() -> None:
     weights, descent = torch.tensor([1.0, 0.0]), torch.tensor([0.3, 0.4])
     torch.testing.assert_close(descend(weights, descent, at_most=0.5), torch.tensor([0.7, -0.4]))
     torch.testing.assert_close(descend(weights, descent, at_most=0.05), torch.tensor([0.97, -0.04]))
+
+
+def test_invented_patients_buy_no_majority() -> None:
+    blocks = [torch.full((count, 1, 2), float(count)) for count in (5, 6, 10_000)]
+    assert [len(each) for each in balanced(blocks)] == [5, 6, 12]
+    assert [len(each) for each in balanced(blocks[:1])] == [5]
 
 
 def test_nothing_cannot_be_averaged() -> None:

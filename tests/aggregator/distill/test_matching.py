@@ -14,6 +14,7 @@ from aggregator.distill.matching import (
     filterwise_cosine,
     finite_difference_match,
     relative_squared_distance,
+    robust_mean,
     snr_weighted,
     variance_of_mean,
 )
@@ -217,3 +218,18 @@ def test_finite_differences_point_the_same_way_on_a_rectified_network(name: str)
         slopes.append(torch.autograd.grad(value, image)[0].flatten())
     assert float(functional.cosine_similarity(*slopes, dim=0)) > 0.5
     assert 0.5 < float(slopes[1].norm() / slopes[0].norm()) < 2
+
+
+def test_a_persona_that_stands_out_pulls_no_harder_the_farther_it_is() -> None:
+    distances = torch.tensor([1.0, 1.21, 0.81, 400.0], requires_grad=True)
+    # The median's root is 1 (the lower of two): bent at 2, where 20 counts 2 (2 * 20 - 2).
+    total = robust_mean(distances)
+    assert float(total.detach()) == pytest.approx((1.0 + 1.21 + 0.81 + 76.0) / 4)
+    (slope,) = torch.autograd.grad(total, distances)
+    torch.testing.assert_close(slope, torch.tensor([0.25, 0.25, 0.25, 0.25 * 2 / 20]))
+
+
+@pytest.mark.parametrize("distances", [[0.7], [0.2, 0.3], [1.0, 1.1, 1.2], [0.0, 0.0, 0.0]])
+def test_personas_that_are_alike_have_their_plain_mean(distances: list[float]) -> None:
+    tensor = torch.tensor(distances)
+    torch.testing.assert_close(robust_mean(tensor), tensor.mean())
