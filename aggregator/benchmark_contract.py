@@ -1,4 +1,4 @@
-"""The contract of a benchmark: a file's or the defaults, with what the command line says over it."""
+"""The contract of a benchmark: a file's or the defaults, and what the command line says over it."""
 
 from pathlib import Path
 from typing import Any

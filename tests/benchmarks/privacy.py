@@ -2,16 +2,15 @@
 
 ``python tests/benchmarks/privacy.py --data ../shared/data/ct --split reporting --json f``
 
-Each variant is a contract of its own, distilled over the same simulated hospitals and judged with the
-same students and patients: clear gradients, sketches of three sizes, a clear anchor in public
-directions, and that anchor with patient-level DP at three epsilons. ``x10`` stands for hospitals with
-ten times the patients: sums and their public divisor grow tenfold and the noise does not, which is the
-same as a tenth of the noise multiplier with the patients that are there. The epsilon named is then
-that of the larger cohort. What remains of a gain is a variant's gain over the share of the clear one.
+Each variant is a contract of its own, distilled over the same simulated hospitals and judged with
+the same students and patients: clear gradients, sketches of three sizes, a clear anchor in public
+directions, and that anchor with patient-level DP at three epsilons. ``x10`` stands for hospitals
+with ten times the patients: sums and their public divisor grow tenfold and the noise does not,
+which is the same as a tenth of the noise multiplier with the patients that are there. The epsilon
+named is then that of the larger cohort. ``of clear`` is a variant's gain over the clear one's.
 
-A secure sum gives the pairs of the mean up to its fixed point (`tests/aggregator/test_secure_sum.py`),
-so `federation` has no row of its own but for its noise: `distributed` adds it once, `local` at every
-hospital.
+A secure sum gives the pairs of the mean up to its fixed point, so `federation` has no row of its
+own but for its noise: `distributed` adds it once, `local` at every hospital.
 """
 
 import argparse
