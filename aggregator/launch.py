@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from aggregator.enrolment import Enrolment, enrolled_sites, members_of
 from aggregator.home import AggregatorHome
 from aggregator.runs import (
+    ATTACKS,
     FOUNDATION,
     RunError,
     is_finished,
@@ -117,18 +118,18 @@ def _distil(home: AggregatorHome, run: Path, *, wait_s: float, display: "Display
 def publish(home: AggregatorHome, run: Path, contract: RunContract) -> dict[str, Any]:
     """Publishes a finished run; the same run again gives the same version.
 
-    What was measured of it is ``utility.json`` in its folder. Raises ``GateError`` where that says
-    that it is worth no more than what needs no hospital.
+    What was measured of it is ``utility.json`` and ``attacks.json`` in its folder. Raises
+    ``GateError`` where the first says that it is worth no more than what needs no hospital.
     """
     from aggregator.release import publish_run
 
-    utility = run / UTILITY
     release = publish_run(
         home=home.root,
         contract=contract,
         pairs=run / "pairs.safetensors",
         result=json.loads((run / "result.json").read_bytes()),
-        utility=_measured(utility),
+        utility=_measured(run / UTILITY),
+        attacks=_measured(run / ATTACKS),
     )
     return {
         "name": release.name,

@@ -7,10 +7,13 @@ is claimed that the mechanism does not give: distilling data protects nobody (Ca
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from aggregator.attacks.tables import markdown
 from shared.accounting import Spent, epsilon_of
-from shared.contract import RunContract
+from shared.contract import Hex32, RunContract
 
 FORMAT = "fedstill-privacy/1"
 
@@ -50,13 +53,56 @@ PRESENCE = (
     "is."
 )
 
+TITLES = {
+    "inversion": "Inversion: how much better images reconstructed from summaries are than the best "
+    "guess without them (PSNR in dB, SSIM)",
+    "identification": "Identification: how often the true one of 20 candidates comes first",
+    "membership": "Membership: who took part (an AUC of 0.5 is chance)",
+    "copying": "Copying: likeness of the released images to participants and to others",
+    "byzantine": "Bad sites: what one lying site of five costs",
+}
+
 CAVEATS = (
     "Differential privacy, where it is claimed, is of a patient's images in this run. What the "
     "same hospital released in other runs adds up in the hospital's own ledger, not here.",
+    "That a hospital has at least the minimum of patients is public: it answers only then.",
     "An attack that failed shows that this attack failed, not that none succeeds.",
     "The prior's images are of nobody enrolled; a public volume's person is protected by its "
     "licence and source alone.",
 )
+
+
+class Finding(BaseModel):
+    """What one attack found; its time and whatever else it notes are not published."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    rows: list[dict[str, Any]]
+    control: list[dict[str, Any]] = []
+    control_succeeded: bool | None = None
+    passed: bool | None = None
+
+    @field_validator("control", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value or []
+
+
+class Attacks(BaseModel):
+    """``attacks.json`` of a run, as `aggregator attack` writes it; site names are left out."""
+
+    model_config = ConfigDict(frozen=True)
+    format: Literal["fedstill-attacks/1"]
+    foundation: Hex32
+    quick: bool
+    split: str | None = None
+    attacks: dict[str, Finding]
+
+    @field_validator("attacks")
+    @classmethod
+    def _known(cls, value: dict[str, Finding]) -> dict[str, Finding]:
+        if unknown := sorted(set(value) - set(TITLES)):
+            raise ValueError(f"unknown attacks: {', '.join(unknown)}")
+        return value
 
 
 def claim(contract: RunContract) -> str:
@@ -79,7 +125,7 @@ def privacy_facts(
     contract: RunContract,
     result: Mapping[str, Any],
     prior: Mapping[str, Any],
-    attacks: Mapping[str, Any] | None,
+    attacks: Attacks | None,
 ) -> dict[str, Any]:
     """The content of ``privacy.json``; ``dp`` is null where the contract adds no noise."""
     return {
@@ -97,7 +143,12 @@ def privacy_facts(
             "basis": contract.privacy.basis,
             "sketch": contract.privacy.sketch or None,
         },
-        "attacks": None if attacks is None else dict(attacks),
+        "attacks": None
+        if attacks is None
+        else {
+            "quick": attacks.quick,
+            "found": {kind: found.model_dump() for kind, found in attacks.attacks.items()},
+        },
         "prior": dict(prior),
         "caveats": list(CAVEATS),
     }
@@ -162,8 +213,32 @@ def _guarantee(contract: RunContract, result: Mapping[str, Any]) -> dict[str, An
 
 
 def _attacks(attacks: Mapping[str, Any] | None) -> str:
-    """Tables of the attacks as Markdown."""
-    return ""
+    """The attacks' tables as Markdown, each with its control."""
+    if not attacks:
+        return ""
+    parts = [_measured_on(attacks)]
+    for kind, found in attacks["found"].items():
+        parts.append(f"**{TITLES[kind]}**\n\n{markdown(found['rows'])}")
+        control = found["control"]
+        if control:
+            parts.append(
+                f"Positive control, an easier case of the same attack:\n\n{markdown(control)}"
+            )
+        if found["control_succeeded"] is False:
+            parts.append("The control did not succeed: that the attack failed says nothing.")
+        if found["passed"] is not None:
+            parts.append("Within its bar." if found["passed"] else "**Beyond its bar.**")
+    return "\n\n".join(parts)
+
+
+def _measured_on(attacks: Mapping[str, Any]) -> str:
+    quick = (
+        " With a short effort (`--quick`): a longer one may find more." if attacks["quick"] else ""
+    )
+    return (
+        "By `aggregator attack`, on images the coordinator had, by this contract: a simulation, "
+        f"not these hospitals.{quick}"
+    )
 
 
 def _rows(facts: Mapping[str, Any]) -> str:

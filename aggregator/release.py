@@ -26,7 +26,7 @@ from aggregator.card import LICENSE, card, provenance
 from aggregator.catalog import Catalog, StoredFile, Version
 from aggregator.contact_sheet import contact_sheet
 from aggregator.home import AggregatorHome
-from aggregator.privacy_report import privacy_facts, privacy_page
+from aggregator.privacy_report import Attacks, privacy_facts, privacy_page
 from aggregator.store import BlobStore
 from aggregator.utility import pairs_digest, refuse_unworthy
 from aggregator.worth import Utility
@@ -161,7 +161,7 @@ def build_files(
             contract=contract,
             result=result,
             prior=result.get("provenance", {}),
-            attacks=attacks,
+            attacks=_attacks(attacks, contract),
         )
         facts = provenance(
             contract=contract,
@@ -253,6 +253,19 @@ def publish(
         )
     finally:
         catalog.close()
+
+
+def _attacks(found: Mapping[str, Any] | None, contract: RunContract) -> Attacks | None:
+    """What attacks found on this contract; raises ``PublishError``."""
+    if found is None:
+        return None
+    try:
+        attacks = Attacks.model_validate(found)
+    except ValidationError as error:
+        raise PublishError("attacks.json", explain(error)) from None
+    if attacks.foundation != contract.foundation():
+        raise PublishError("attacks.json", "is of another contract: attack this one")
+    return attacks
 
 
 def _guarantee(contract: RunContract) -> dict[str, float] | None:

@@ -7,6 +7,7 @@
 ``foundation.safetensors``  public directions and their network, of a contract that has some
 ``checkpoint.safetensors``, ``pairs.safetensors``, ``result.json``   of ``aggregator.federation``
 ``utility.json``    what the pairs were measured to be worth, if they were; the gate reads it
+``attacks.json``    what `aggregator attack` found on this contract, if anybody ran it
 """
 
 import fcntl
@@ -27,6 +28,7 @@ from shared.durable import write_durably
 from shared.frozen import Frozen, Slug
 
 FOUNDATION = "foundation.safetensors"
+ATTACKS = "attacks.json"
 START_WITHIN_S = 90.0
 """How long a submitted run may take until its ServerApp holds the lock."""
 POLL_S = 0.3

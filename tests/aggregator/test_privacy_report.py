@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from aggregator.privacy_report import claim, privacy_facts, privacy_page
+from aggregator.privacy_report import Attacks, claim, privacy_facts, privacy_page
 from shared.accounting import Spent, epsilon_of
 from shared.contract import RunContract
 
@@ -77,3 +77,52 @@ def test_what_was_not_measured_is_said_to_be_so() -> None:
     facts = facts_of(contract())
     assert facts["attacks"] is None
     assert "No attack was run against this release" in privacy_page(facts)
+
+
+FOUND = {
+    "format": "fedstill-attacks/1",
+    "quick": True,
+    "split": "reporting",
+    "sites": {"the-name-of-a-hospital": 11},
+    "attacks": {
+        "inversion": {
+            "rows": [{"mode": "cohort", "psnr": {"mean": 0.2, "interval": [-0.1, 0.5]}}],
+            "control": {"mode": "one slice", "psnr": {"mean": 4.0, "interval": [3.0, 5.0]}},
+            "control_succeeded": True,
+            "passed": True,
+            "seconds": 12.5,
+        }
+    },
+}
+
+
+def test_what_attacks_found_is_told_without_names_and_times() -> None:
+    one = contract()
+    attacks = Attacks.model_validate({**FOUND, "foundation": one.foundation()})
+    facts = privacy_facts(contract=one, result=RESULT, prior={}, attacks=attacks)
+    page = privacy_page(facts)
+    assert "| cohort | 0.200 [-0.100, 0.500] |" in page
+    assert "| one slice | 4.000 [3.000, 5.000] |" in page
+    assert "Within its bar." in page
+    assert "a longer one may find more" in page
+    assert "the-name-of-a-hospital" not in page + str(facts)
+    assert "12.5" not in str(facts)
+
+
+def test_a_control_that_failed_is_not_hidden() -> None:
+    found = {**FOUND["attacks"]["inversion"], "control_succeeded": False, "passed": False}  # type: ignore[index]
+    attacks = Attacks.model_validate(
+        {**FOUND, "foundation": contract().foundation(), "attacks": {"inversion": found}}
+    )
+    page = privacy_page(
+        privacy_facts(contract=contract(), result=RESULT, prior={}, attacks=attacks)
+    )
+    assert "The control did not succeed" in page
+    assert "**Beyond its bar.**" in page
+
+
+def test_attacks_nobody_knows_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown attacks: magic"):
+        Attacks.model_validate(
+            {**FOUND, "foundation": "0" * 64, "attacks": {"magic": {"rows": []}}}
+        )

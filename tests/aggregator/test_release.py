@@ -307,6 +307,24 @@ def test_results_that_are_not_fit_to_publish(
         build_files(contract=CONTRACT, lq=lq, hq=hq, result=result, utility=utility)
 
 
+@pytest.mark.parametrize(
+    ("attacks", "message"),
+    [
+        ({"format": "x"}, "attacks.json: .*format"),
+        (
+            {"format": "fedstill-attacks/1", "foundation": "0" * 64, "quick": True, "attacks": {}},
+            "attacks.json: is of another contract",
+        ),
+    ],
+)
+def test_attacks_that_are_not_of_this_run_are_not_published(
+    attacks: dict[str, Any], message: str
+) -> None:
+    lq, hq = images()
+    with pytest.raises(PublishError, match=message):
+        build_files(contract=CONTRACT, lq=lq, hq=hq, result=RESULT, utility=None, attacks=attacks)
+
+
 @pytest.mark.parametrize("count", [1, 2, 8, 30])
 def test_contact_sheets_are_of_the_same_bytes_and_say_nothing_of_where(count: int) -> None:
     lq, hq = images(count=count)
