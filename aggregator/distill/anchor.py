@@ -12,16 +12,18 @@ from torch import Tensor
 
 from shared.gradients import clip
 
-TRIMMED_FROM_SITES = 5
-"""Sites from which on a coordinate's extremes are left out: of fewer, too little would be left."""
+CAPPED_FROM_SITES, TRIMMED_FROM_SITES = 3, 5
+"""Sites from which on the median length says what is too long; and a coordinate's extremes are left
+out. Of fewer, too little would be known, or left."""
 
 
 def averaged(values: Sequence[Tensor], *, patients: Sequence[int]) -> Tensor:
     """Mean of the sites' (K, D) answers, weighted by their (bucketed) numbers of patients.
 
-    A site counts at most twice the median site: a large claim buys no majority. From five sites on
-    the mean is trimmed (Yin et al., ICML 2018): at each coordinate a fifth of the sites at either
-    end is left out, so that a site that answers wildly moves nothing beyond what the others span.
+    A site counts at most twice the median site: a large claim buys no majority. From three sites on
+    no answer is longer than the median one: what is longer is shortened to it. From five on the
+    mean is trimmed (Yin et al., ICML 2018): at each coordinate a fifth of the sites at either end
+    is left out, so that a site that answers wildly moves nothing beyond what the others span.
     Raises ``ValueError`` on no answers.
     """
     if not values:
@@ -29,10 +31,11 @@ def averaged(values: Sequence[Tensor], *, patients: Sequence[int]) -> Tensor:
     counts = torch.tensor([float(count) for count in patients])
     shares = counts.clamp(max=2 * float(counts.median()))
     shares = shares / shares.sum()
-    if len(values) < TRIMMED_FROM_SITES:
-        weighed = [share * value for share, value in zip(shares, values, strict=True)]
-        return torch.stack(weighed).sum(0)
     stack, cut = torch.stack(list(values)), len(values) // TRIMMED_FROM_SITES
+    if len(values) >= CAPPED_FROM_SITES:
+        lengths = stack.flatten(1).norm(dim=1)
+        shortened = (lengths.median() / lengths.clamp_min(1e-30)).clamp(max=1.0)
+        stack = stack * shortened[:, None, None]
     place = stack.argsort(dim=0, stable=True).argsort(dim=0)
     kept = (place >= cut) & (place < len(values) - cut)
     weights = shares.to(stack)[:, None, None] * kept
