@@ -17,7 +17,7 @@ What is left is what training itself could reach: weights trained on purpose, wi
 distances, pass. The bound on how much one patient counts, and noise, do not depend on this.
 
 Pure: weights and contract in, a reason out. Measured on trainings of all networks, see
-``docs/decisions/0007-chosen-weights.md``.
+``docs/decisions/0008-chosen-weights.md``.
 """
 
 import math

@@ -3,8 +3,8 @@
 The last of the sites answers every request for local steps with a lie (``lies.py``). Those that are
 no honest answer by their form must be rejected, and the round completes without them. Of the
 others, finite and as long as is taken, the cost is measured: how much worse the anchor does on
-patients whom no site has. Each is told to a plain mean too: that it does harm there shows that it
-could. In a secure sum a lie cannot be seen, and none of this holds.
+patients whom no site has. Some are told to a plain mean too: that they do harm there shows that
+they could. In a secure sum a lie cannot be seen, and none of this holds.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ from aggregator.distill.directions import free_network
 from aggregator.exchange import Exchange
 from aggregator.foundation import read_prior
 from aggregator.simulate import Split, in_process, open_hospitals
-from shared.contract import RunContract
+from shared.contract import Privacy, RunContract
 from shared.messages import (
     FloatArray,
     Message,
@@ -40,6 +40,10 @@ from shared.training import evaluate
 from shared.trajectory import step_bound
 
 SITES = 5
+ROUNDS = 2
+"""At most: a liar has shown by then what it can do."""
+CONTROLS = ("sign-flipped", "random", "huge-claim")
+"""Lies that are told to a plain mean too."""
 EVALUATION_SEED = 2_511
 
 
@@ -137,20 +141,22 @@ def measure(
 ) -> dict[str, Any]:
     """What each lie of one site of five costs the anchor: rows, and the figures that decide.
 
-    All hospitals' training patients are dealt to five sites. A row has the lie, the rule, how often
-    the lie was rejected and why, the anchor's PSNR on the patients kept apart (mean over patients,
-    dB) and the ``loss_db`` against the same rule without a lie. Structural lies are told under the
-    robust rule alone: rejected, they all cost what four sites are less than five.
+    Clear and whole descents are asked for, whatever the contract does to them, in two rounds at
+    most. All hospitals' training patients are dealt to five sites. A row has the lie, the rule, how
+    often the lie was rejected and why, the anchor's PSNR on the patients kept apart (mean over
+    patients, dB) and the ``loss_db`` against the same rule without a lie. Structural lies are told
+    under the robust rule alone: rejected, they all cost what four sites are less than five.
 
     Raises ``ReaderError``, ``HospitalError`` or ``FoundationError``.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    contract = _clear(contract)
     trials: list[tuple[str, str, Lie | None, Rule]] = [
         (name, "robust", lie, averaged) for name, lie in STRUCTURAL.items()
     ]
-    for label, rule in (("robust", averaged), ("plain", plain_mean)):
-        trials += [("none", label, None, rule)]
-        trials += [(name, label, lie, rule) for name, lie in PLAUSIBLE.items()]
+    trials += [("none", "robust", None, averaged), ("none", "plain", None, plain_mean)]
+    trials += [(name, "robust", lie, averaged) for name, lie in PLAUSIBLE.items()]
+    trials += [(name, "plain", PLAUSIBLE[name], plain_mean) for name in CONTROLS]
     with tempfile.TemporaryDirectory() as folder, progress("lies", unit="told", quiet=quiet) as at:
         hospitals, apart = open_hospitals(
             data,
@@ -197,6 +203,12 @@ def measure(
             )
             at(number + 1, len(trials))
         return _figures(contract, rows, start_db=psnr(start), patients=len(holdout))
+
+
+def _clear(contract: RunContract) -> RunContract:
+    anchor = contract.anchor.model_copy(update={"rounds": min(ROUNDS, contract.anchor.rounds)})
+    plain = {"granularity": "cohort", "members": (), "privacy": Privacy(), "anchor": anchor}
+    return contract.model_copy(update=plain)
 
 
 def _remembering(
