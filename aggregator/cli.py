@@ -1,4 +1,4 @@
-"""The ``aggregator`` command: init, up, site add, launch, simulate."""
+"""The ``aggregator`` command: init, up, site add, launch, simulate, attack."""
 
 import json
 import sys
@@ -204,12 +204,18 @@ def _fail(error: Exception, *, hint: str = "", code: int = EXIT_FAILED) -> None:
 
 
 def main() -> Any:
-    """Entry point. ``simulate`` brings torch and is loaded when it is asked for."""
-    if "simulate" in sys.argv[1:2] or "--help" in sys.argv[1:2] or len(sys.argv) == 1:
+    """Entry point. ``simulate`` and ``attack`` bring torch and are loaded when asked for."""
+    everything = "--help" in sys.argv[1:2] or len(sys.argv) == 1
+    if "simulate" in sys.argv[1:2] or everything:
         yield_cores()
-        from aggregator.benchmark import command
+        from aggregator.benchmark import command as simulate
 
-        app.command("simulate")(command)
+        app.command("simulate")(simulate)
+    if "attack" in sys.argv[1:2] or everything:
+        yield_cores()
+        from aggregator.attack_command import command as attack
+
+        app.command("attack")(attack)
     return app()
 
 

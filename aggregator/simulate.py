@@ -7,7 +7,7 @@ apart are in no cohort.
 
 import hashlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from numpy.typing import NDArray
+from torch import Tensor
 
 from aggregator.exchange import Exchange
+from shared.architectures import Network
 from shared.contract import Member, RunContract
 from shared.durable import write_durably
 from shared.masking import MIN_MEMBERS
@@ -31,6 +33,7 @@ from site_agent.intake.windowing import windowed
 from site_agent.outbox import Outbox
 from site_agent.policy import Policy
 from site_agent.settings import SiteSettings
+from site_agent.solitary import Tally
 from site_agent.worker import answer
 
 Split = Literal["choosing", "reporting"]
@@ -202,6 +205,14 @@ def in_process(hospitals: Sequence[Hospital], *, modality: Modality, outboxes: P
         return answers
 
     return exchange
+
+
+def site_mean(network: Network, gradients: Iterable[Tensor]) -> Tensor:
+    """The clear mean (K, D) that a site makes of its patients' clipped gradients (K, D)."""
+    tally = Tally(network)
+    for one in gradients:
+        tally.add(one)
+    return tally.mean()
 
 
 def members_of(hospitals: Sequence[Hospital]) -> tuple[Member, ...]:

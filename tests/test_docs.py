@@ -96,7 +96,7 @@ def test_every_choice_of_a_contract_is_documented() -> None:
             "site-agent",
             ["init", "index", "worker", "connect", "up", "status", "budget", "kernel-fit"],
         ),
-        ("aggregator", ["init", "up", "site add", "launch", "simulate"]),
+        ("aggregator", ["init", "up", "site add", "launch", "simulate", "attack"]),
         ("distilled", ["get", "verify", "info", "train"]),
     ],
 )

@@ -1,0 +1,1 @@
+"""Attacks on what sites send and on what is released: measured, never assumed."""
