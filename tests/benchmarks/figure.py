@@ -20,13 +20,15 @@ from matplotlib import pyplot
 AXES = (
     ("releases", "gradient vectors a site released", "linear"),
     ("images", "distilled images", "log"),
-    ("bytes_published", "bytes published", "log"),
+    ("bytes_published", "KiB published", "log"),
 )
 DPI = 150
 
 
 def value_of(table: dict[str, Any], axis: str) -> float:
-    """Where a table stands on an axis."""
+    """Where a table stands on an axis; bytes in KiB."""
+    if axis == "bytes_published":
+        return float(table[axis]) / 1024
     return float(table["contract"]["images"] if axis == "images" else table[axis])
 
 
@@ -75,6 +77,9 @@ def draw(tables: Sequence[dict[str, Any]], path: Path) -> None:
             full = [one["rows"]["full"]["psnr"]["mean"] for one in along]
             panel.plot(at, full, color=colour, linestyle="--", label=f"{task}: full data")
         panel.set_xscale(scale)
+        values = sorted({value_of(one, axis) for one in tables})
+        panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+        panel.set_xticks([], minor=True)
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("PSNR on held-out patients, dB")
