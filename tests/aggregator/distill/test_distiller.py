@@ -3,6 +3,7 @@ import torch
 
 from aggregator.distill.distiller import Distiller
 from aggregator.distill.prior import Prior
+from aggregator.distill.spg import personalise
 from shared.architectures import DnCnn, Residual
 from shared.contract import Anchor, Probes, RunContract
 from shared.gradients import cohort_gradients, local_descent, patient_gradients, request_seed
@@ -272,3 +273,34 @@ def test_questions_out_of_order_are_refused() -> None:
 def test_two_contracts_draw_different_noise() -> None:
     other = CONTRACT.model_copy(update={"seed": 1})
     assert not torch.equal(distiller().pairs()[0], distiller(other).pairs()[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gain", [-0.6, 1.0])
+def test_matching_finds_from_gradients_how_sharp_a_hospitals_images_are(gain: float) -> None:
+    only = {"tone": False, "warp": False, "residual": False}
+    probes = {"requests": 1, "depths": (5, 20, 60), "steps": 60}
+    contract = changed(
+        spg=only, probes=probes, anchor={"rounds": 0, "public_steps": 1}, images=4, seed=3
+    )
+    free = smooth(4, seed=0) + 0.1 * torch.randn(
+        (4, 1, 32, 32), generator=torch.Generator().manual_seed(5)
+    )
+    known = torch.zeros(4, 4)
+    known[:, 0] = gain
+    patients = list(personalise(free.clamp(0, 1), {"spectrum": known}, contract.spg)[:, None])
+    distil = Distiller(contract, Prior(free.clamp(0, 1), free.clamp(0, 1), {}), device=CPU)
+    distil.prepare()
+    ask, weights = distil.ask()
+    answer = cohort_gradients(
+        contract=contract,
+        network=ask.network,
+        weights=weights,
+        patients=patients,
+        seed=request_seed(contract.digest(), ask.round),
+        device=CPU,
+    )
+    distil.absorb([answer.view_as(weights)], patients=[5])
+    found = distil.parameters["spectrum"][:, 0].mean().item()
+    assert found * gain > 0
+    assert abs(found - gain) < 0.6 * abs(gain)
