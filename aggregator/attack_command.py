@@ -129,9 +129,9 @@ def attack(
     """What the attacks of these kinds find.
 
     ``foundation`` is that of the contract asked for: a ``quick`` attack takes fewer steps than it
-    says. ``released`` is the folder of a finished run, whose pairs are looked at for copies; without it
-    one is distilled. Raises ``AttackError``, ``ReaderError``, ``HospitalError``,
-    ``FoundationError`` or ``FederationError``.
+    says. ``released`` is the folder of a finished run, whose pairs are looked at for copies;
+    without it one is distilled. Raises ``AttackError``, ``FewPeopleError``, ``ReaderError``,
+    ``HospitalError``, ``FoundationError`` or ``FederationError``.
     """
     images = None if released is None else _images(released, contract)
     with progress("public directions", unit="images", quiet=quiet) as shown:

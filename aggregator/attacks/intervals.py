@@ -6,6 +6,7 @@ All intervals are the central 95% of a percentile bootstrap over patients (Efron
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,33 +64,31 @@ class Guesses:
 
     def auc(self, weights: Floats) -> float:
         """Chance that a member scores above another person; ties count half."""
-        values, inside, outside = self._weighted(weights)
+        inside, outside = self._weighted(weights)
         if not inside.sum() * outside.sum():
             return float("nan")
-        _, place = np.unique(values, return_inverse=True)
-        tied = np.bincount(place, outside)
-        below = np.cumsum(tied) - tied
-        return float((inside * (below + tied / 2)[place]).sum() / inside.sum() / outside.sum())
+        tied = np.bincount(self._levels, outside)
+        above = np.cumsum(tied) - tied / 2  # levels fall, so these are those that score higher
+        return float(1 - inside @ above[self._levels] / inside.sum() / outside.sum())
 
     def found(self, weights: Floats) -> float:
         """Share of members above the score that a tenth of the others exceed."""
-        values, inside, outside = self._weighted(weights)
+        inside, outside = self._weighted(weights)
         if not inside.sum() * outside.sum():
             return float("nan")
-        order = np.argsort(-values, kind="stable")
-        false = np.cumsum(outside[order]) / outside.sum()
-        above = false <= FALSE_POSITIVES
-        # Ties with the first score that is too many are not above it.
-        limit = values[order][~above].max(initial=-np.inf)
-        return float(inside[values > limit].sum() / inside.sum())
+        few = np.cumsum(np.bincount(self._levels, outside)) <= FALSE_POSITIVES * outside.sum()
+        return float(inside[few[self._levels]].sum() / inside.sum())
 
-    def _weighted(self, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    @cached_property
+    def _levels(self) -> NDArray[np.intp]:
+        """Of each score, how many different ones are higher."""
+        levels: NDArray[np.intp] = np.unique(-self.scores.ravel(), return_inverse=True)[1].ravel()
+        return levels
+
+    def _weighted(self, weights: Floats) -> tuple[Floats, Floats]:
+        """The weights of members' scores, and of the others', zero where it is the other one's."""
         shares = np.broadcast_to(weights, self.scores.shape)
-        return (
-            self.scores.ravel(),
-            (shares * self.members).ravel(),
-            (shares * ~self.members).ravel(),
-        )
+        return (shares * self.members).ravel(), (shares * ~self.members).ravel()
 
 
 def likelihood_ratios(statistics: Floats, members: NDArray[np.bool_]) -> Floats:
