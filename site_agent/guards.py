@@ -20,6 +20,7 @@ Pure: weights and contract in, a reason out. Measured on trainings of all networ
 ``docs/decisions/0008-chosen-weights.md``.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ FADED = 0.3
 NARROWED = 0.4
 """Angle between two filters, in units of the initial one, below which they were made alike."""
 APART = 1e-4
-"""RMS by which a filter of two successive probes differs where it does."""
+"""RMS by which a filter of two probes of a request differs where it does."""
 EVERYWHERE = 0.5
 """Share of the filters of which it must, in the first layer and in the whole network."""
 
@@ -71,7 +72,7 @@ def weights_violation(
         return violation
     table = layers(contract.network(network))
     begun = list(_parts(start(contract, kind=kind, network=network, round=round), table))
-    rows = torch.from_numpy(np.array(weights, dtype=np.float64))
+    rows = torch.from_numpy(np.array(weights, dtype=np.float32))
     noise = noise_deviation(contract) * math.sqrt(round - 1) if kind == "local-steps" else 0.0
     for number, (row, length) in enumerate(zip(rows, _strides(contract, kind, round), strict=True)):
         for place, (now, then) in enumerate(zip(_parts(row, table), begun, strict=True)):
@@ -172,11 +173,12 @@ def _too_close(rows: Tensor, table: tuple[Layer, ...]) -> str | None:
     What differs in the first layer differs in all that follows. Units may die in training, most of
     a layer of them, and stand still from then on.
     """
-    for number, step in enumerate(rows.diff(dim=0)):
-        moved = [part.kernel.square().mean(dim=1).sqrt() >= APART for part in _parts(step, table)]
-        shares = [float(one.double().mean()) for one in (moved[0], torch.cat(moved))]
+    for one, other in itertools.combinations(range(len(rows)), 2):
+        between = _parts(rows[other] - rows[one], table)
+        moved = [part.kernel.square().mean(dim=1).sqrt() >= APART for part in between]
+        shares = [float(each.double().mean()) for each in (moved[0], torch.cat(moved))]
         if min(shares) < EVERYWHERE:
-            return f"of vectors {number} and {number + 1} too few filters differ"
+            return f"of vectors {one} and {other} too few filters differ"
     return None
 
 
@@ -187,7 +189,7 @@ def _jumped(
     if last is None:
         return None
     before, weights_before = last
-    moved = float((weights - torch.from_numpy(weights_before.astype(np.float64))).norm())
+    moved = float((weights.double() - torch.from_numpy(weights_before.astype(np.float64))).norm())
     allowed = step_bound(contract) * (round - before) * TOLERANCE
     if moved > allowed:
         return f"the anchor moved {moved:.3g} since round {before}, at most {allowed:.3g} is honest"

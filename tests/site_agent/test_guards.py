@@ -153,7 +153,11 @@ def test_probes_that_differ_in_one_filter_or_hardly_at_all() -> None:
     assert "differ" in str(refused(weights, near))
     weights[1] = weights[0] + np.float32(1e-6)
     assert "differ" in str(refused(weights, near))
-    # All that comes after, but the first layer, is no way round it.
+    # Another between the two is no way round it, nor is all that comes after the first layer.
+    three = honest()
+    three[2] = three[0]
+    kernel_of_second(three)[2, 0] += 0.01
+    assert "vectors 0 and 2" in str(refused(three))
     weights[1, FIRST.parameters :] += np.float32(0.01)
     assert "differ" in str(refused(weights, near))
 
