@@ -58,8 +58,8 @@ images = {images}
 # Tasks the site takes part in.
 # tasks = {tasks}
 # What a summary may stand for: "cohort" is the mean over the site's patients; "federation", a sum
-# over several sites of which nobody learns this one's share; "patient", one gradient a patient, says
-# far more of each: see docs/hospital.md before you add it.
+# over several sites of which nobody learns this one's share; "patient", one gradient a patient,
+# says far more of each: see docs/hospital.md before you add it.
 # granularities = {granularities}
 # Sites to add up with at granularity "federation": the signing_public_key of each one's
 # enrolment.json, got from that hospital itself. Empty: whoever a contract names.

@@ -42,8 +42,8 @@ def noise_targets(distiller: Distiller) -> Distiller:
 
     Each target has the direction of white noise and the length of the set's own gradient at its
     probe, clipped and reduced as a hospital's is; all images follow the one. The anchor's rounds
-    are left out: the anchor is the free public network. Of ``distiller`` the contract, the prior and
-    that network are read. Raises ``RuntimeError`` where it is not prepared.
+    are left out: the anchor is the free public network. Of ``distiller`` the contract, the prior
+    and that network are read. Raises ``RuntimeError`` where it is not prepared.
     """
     contract = distiller.contract
     null = Distiller(contract, distiller.prior, device=distiller.device)

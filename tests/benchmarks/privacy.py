@@ -9,8 +9,9 @@ with ten times the patients: sums and their public divisor grow tenfold and the 
 which is the same as a tenth of the noise multiplier with the patients that are there. The epsilon
 named is then that of the larger cohort. ``of clear`` is a variant's gain over the clear one's.
 
-A secure sum gives the pairs of the mean up to its fixed point, so `federation` has no row of its
-own but for its noise: `distributed` adds it once, `local` at every hospital.
+A secure sum gives the pairs of the mean, but for its fixed point and for answers that the mean
+shortens to the median length, so `federation` has no row of its own without noise. With it,
+`distributed` adds the noise once, `local` at every hospital.
 """
 
 import argparse
