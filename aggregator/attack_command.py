@@ -6,6 +6,7 @@ where it lies as ``attacks.json`` in the run's folder.
 """
 
 import contextlib
+import functools
 import json
 import tempfile
 import time
@@ -24,6 +25,7 @@ from aggregator.attacks import byzantine, copying, identification, inversion, me
 from aggregator.attacks.identification import FewPeopleError
 from aggregator.attacks.scene import Scene, Sources, open_scene
 from aggregator.attacks.summaries import Question, questions
+from aggregator.attacks.watch import Watch, by_phase
 from aggregator.benchmark import PRIOR_FOLDER
 from aggregator.benchmark_contract import settled
 from aggregator.federation import PAIRS, FederationError
@@ -65,6 +67,7 @@ class Stage:
     sources: Sources
     quick: bool
     quiet: bool
+    watch: Watch
     _asked: list[Question] | None = None
 
     def run(self, kind: Kind, released: Tensor | None) -> dict[str, Any]:
@@ -74,24 +77,21 @@ class Stage:
         if kind is Kind.COPYING:
             return copying.measure(self.scene, self._released(released), seed=SEED)
         asked = self._questions()
-        with progress(kind.value, unit="steps", quiet=self.quiet) as shown:
-            if kind is Kind.INVERSION:
-                tried = inversion.QUICK if self.quick else inversion.Effort()
-                return inversion.measure(self.scene, asked, seed=SEED, effort=tried, on_step=shown)
-            if kind is Kind.IDENTIFICATION:
-                named = identification.QUICK if self.quick else identification.Effort()
-                return identification.measure(
-                    self.scene, asked, seed=SEED, effort=named, on_step=shown
-                )
-            played = membership.QUICK if self.quick else membership.Effort()
-            return membership.measure(self.scene, asked, seed=SEED, effort=played, on_step=shown)
+        if kind is Kind.INVERSION:
+            tried = inversion.QUICK if self.quick else inversion.Effort()
+            return inversion.measure(self.scene, asked, seed=SEED, effort=tried, watch=self.watch)
+        if kind is Kind.IDENTIFICATION:
+            named = identification.QUICK if self.quick else identification.Effort()
+            return identification.measure(
+                self.scene, asked, seed=SEED, effort=named, watch=self.watch
+            )
+        played = membership.QUICK if self.quick else membership.Effort()
+        return membership.measure(self.scene, asked, seed=SEED, effort=played, watch=self.watch)
 
     def _questions(self) -> list[Question]:
         if self._asked is None:
-            with progress("what the run asks", unit="steps", quiet=self.quiet) as shown:
-                self._asked = questions(
-                    self.scene, on_step=lambda phase, done, total: shown(done, total)
-                )
+            with by_phase(self.watch) as on_step:
+                self._asked = questions(self.scene, on_step=on_step)
         return self._asked
 
     def _released(self, released: Tensor | None) -> Tensor:
@@ -134,11 +134,10 @@ def attack(
     ``HospitalError``, ``FoundationError`` or ``FederationError``.
     """
     images = None if released is None else _images(released, contract)
-    with progress("public directions", unit="images", quiet=quiet) as shown:
-        scene, hospitals = open_scene(
-            contract, sources, on_step=lambda phase, done, total: shown(done, total)
-        )
-    stage = Stage(scene, tuple(hospitals), contract, sources, quick, quiet)
+    watch = functools.partial(progress, unit="steps", quiet=quiet)
+    with by_phase(watch) as on_step:
+        scene, hospitals = open_scene(contract, sources, on_step=on_step)
+    stage = Stage(scene, tuple(hospitals), contract, sources, quick, quiet, watch)
     found: dict[str, Any] = {}
     for kind in Kind:
         if kind in kinds:

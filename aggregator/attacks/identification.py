@@ -25,12 +25,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from aggregator.attacks.intervals import mean_of
-from aggregator.attacks.pool import Pool, Sizes, group_sizes, pool
+from aggregator.attacks.pool import Pool, group_sizes, parts_to_find, pool
 from aggregator.attacks.reconstruction import nearest, observations, reconstruct
 from aggregator.attacks.scene import Scene
 from aggregator.attacks.similarity import to_patients
 from aggregator.attacks.summaries import Answer, Question
+from aggregator.attacks.watch import Steps, Watch
+from shared.contract import Granularity
 from shared.gradients import request_seed
+from shared.release.progress import Advance
 
 CANDIDATES = 20
 DRAWS = 50
@@ -41,9 +44,6 @@ SITE, ELSEWHERE = "hospital", "attacker"
 
 class FewPeopleError(ValueError):
     """Too few people to rank one among; the text says how many there are."""
-
-
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,20 @@ class Effort:
     """Groups whose summaries are linked to people."""
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What was sent, what the attacker has of everybody, and whom it can be told of."""
+
+    sent: Pool
+    own: Pool
+    whom: frozenset[int]
+
+
 QUICK = Effort(steps=15, images=2, groups=1, patients=2, linked=10)
 
 
 def measure(
-    scene: Scene, asked: Sequence[Question], *, seed: int, effort: Effort, on_step: OnStep
+    scene: Scene, asked: Sequence[Question], *, seed: int, effort: Effort, watch: Watch
 ) -> dict[str, Any]:
     """Rank-1 rates of identification and of linkage, mode by mode.
 
@@ -79,28 +88,35 @@ def measure(
     sizes = group_sizes(scene, others=CANDIDATES - 1)
     if all(question.kind == "local-steps" for question in asked):
         del sizes["patient"]  # descents are never of one patient alone
+    with watch("everybody's parts") as shown:
+        known = _known(scene, asked, shown)
     means = len(sizes) - ("patient" in sizes)
-    total = effort.steps * (effort.groups * means + effort.patients * (len(sizes) - means))
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        on_step(done, total)
-
-    everybody = pool(scene, asked, people, site=SITE)
     rows: list[dict[str, Any]] = []
-    for mode, (count, sites) in sizes.items():
-        if mode == "patient":
-            some = _group(len(people), effort.patients, generator)
-            told = [([one], everybody.told_alone(one, generator=generator)) for one in some]
-        else:
-            drawn = [_group(len(people), count, generator) for _ in range(effort.groups)]
-            told = [(g, everybody.told(g, sites=sites, generator=generator)) for g in drawn]
-        images = 1 if mode == "patient" else effort.images
-        rate = _reconstructed(scene, told, images, effort, generator, on_step=advance)
-        rows.append({"mode": mode, "from": "reconstruction", "knows": "images", "rank1": rate})
-    rows += linked(scene, asked, everybody, sizes, groups=effort.linked, generator=generator)
+    with watch("identification") as shown:
+        steps = effort.groups * means + effort.patients * (len(sizes) - means)
+        step = Steps(shown, total=effort.steps * steps)
+        for mode, (count, sites) in sizes.items():
+            everybody = known["exact"].sent
+            if mode == "patient":
+                some = _group(len(people), effort.patients, generator)
+                told = [([one], everybody.told_alone(one, generator=generator)) for one in some]
+            else:
+                drawn = [_group(len(people), count, generator) for _ in range(effort.groups)]
+                told = [(g, everybody.told(g, sites=sites, generator=generator)) for g in drawn]
+            images = 1 if mode == "patient" else effort.images
+            rate = _reconstructed(scene, told, images, effort, generator, on_step=step)
+            row = {"mode": mode, "from": "reconstruction", "knows": "images", "rank1": rate}
+            rows.append(row)
+    with watch("linkage") as shown:
+        step = Steps(shown, total=len(known) * len(sizes))
+        for knowledge, one in known.items():
+            for mode, size in sizes.items():
+                if one.sent.answered(mode):
+                    rate = _linked(one, mode, size, effort.linked, generator)
+                    rows.append(
+                        {"mode": mode, "from": "summary", "knows": knowledge, "rank1": rate}
+                    )
+                step()
     chance = 1 / CANDIDATES
     return {
         "rows": rows,
@@ -144,47 +160,49 @@ def _reconstructed(
     return _by_person(found)
 
 
-def linked(
-    scene: Scene,
-    asked: Sequence[Question],
-    everybody: Pool,
-    sizes: Sizes,
-    *,
+def _known(scene: Scene, asked: Sequence[Question], advance: Advance) -> dict[str, Known]:
+    """What was sent, and what an attacker may have of the candidates."""
+    people = scene.everybody
+    everyone = frozenset(range(len(people)))
+    several = frozenset(place for place, slices in enumerate(people) if len(slices) > 1)
+    step = Steps(advance, total=4 * parts_to_find(scene, asked))
+
+    def found(of: Sequence[Tensor], site: str) -> Pool:
+        return pool(scene, asked, of, site=site, on_patient=step)
+
+    sent = found(people, SITE)
+    rest = [slices[1::2] if len(slices) > 1 else slices for slices in people]
+    return {
+        "exact": Known(sent, sent, everyone),
+        "images": Known(sent, found(people, ELSEWHERE), everyone),
+        "other-images": Known(
+            found([slices[::2] for slices in people], SITE), found(rest, ELSEWHERE), several
+        ),
+    }
+
+
+def _linked(
+    known: Known,
+    mode: Granularity,
+    size: tuple[int, int],
     groups: int,
     generator: torch.Generator,
-) -> list[dict[str, Any]]:
-    """Rank-1 rates of candidates' own parts against the summary, by what is known of them."""
-    people = scene.everybody
-    several = [place for place, slices in enumerate(people) if len(slices) > 1]
-    first = pool(scene, asked, [slices[::2] for slices in people], site=SITE)
-    rest = [slices[1::2] if len(slices) > 1 else slices for slices in people]
-    known = {
-        "exact": (everybody, everybody, range(len(people))),
-        "images": (everybody, pool(scene, asked, people, site=ELSEWHERE), range(len(people))),
-        "other-images": (first, pool(scene, asked, rest, site=ELSEWHERE), several),
-    }
-    rows = []
-    for knowledge, (sent, own, whom) in known.items():
-        for mode, (count, sites) in sizes.items():
-            if not sent.answered(mode):
-                continue
-            signatures = own.signatures(mode)
-            centre, spread = signatures.mean(dim=0), signatures.std(dim=0).clamp_min(1e-12)
-            directions = normalize((signatures - centre) / spread, dim=1)
-            trials = [[one] for one in whom]
-            if mode != "patient":
-                trials = [_group(len(people), count, generator) for _ in range(groups)]
-            rates: dict[int, list[float]] = {}
-            for group in trials:
-                summary = sent.summary(group, mode, sites=sites, generator=generator)
-                scores = directions @ ((summary - centre) / spread)
-                for person, rate in _rates(scores, group, generator).items():
-                    if person in whom:
-                        rates.setdefault(person, []).append(rate)
-            rows.append(
-                {"mode": mode, "from": "summary", "knows": knowledge, "rank1": _by_person(rates)}
-            )
-    return rows
+) -> dict[str, Any]:
+    """Rank-1 rate of candidates' own parts against the summary."""
+    signatures, (count, sites) = known.own.signatures(mode), size
+    centre, spread = signatures.mean(dim=0), signatures.std(dim=0).clamp_min(1e-12)
+    directions = normalize((signatures - centre) / spread, dim=1)
+    trials = [[one] for one in sorted(known.whom)]
+    if mode != "patient":
+        trials = [_group(len(signatures), count, generator) for _ in range(groups)]
+    rates: dict[int, list[float]] = {}
+    for group in trials:
+        summary = known.sent.summary(group, mode, sites=sites, generator=generator)
+        scores = directions @ ((summary - centre) / spread)
+        for person, rate in _rates(scores, group, generator).items():
+            if person in known.whom:
+                rates.setdefault(person, []).append(rate)
+    return _by_person(rates)
 
 
 def _rates(scores: Tensor, group: Sequence[int], generator: torch.Generator) -> dict[int, float]:

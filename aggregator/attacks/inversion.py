@@ -26,10 +26,12 @@ from aggregator.attacks.reconstruction import Observation, nearest, observations
 from aggregator.attacks.scene import Scene
 from aggregator.attacks.similarity import Likeness, to_patients
 from aggregator.attacks.summaries import MODES, Question, answers, gathered
+from aggregator.attacks.watch import Steps, Watch
 from aggregator.distill.matching import relative_squared_distance
 from shared.contract import Granularity
 from shared.gradients import patient_gradient, request_seed
 from shared.networks import initial_weights
+from shared.release.progress import Advance
 
 PSNR_BAR_DB, SSIM_BAR = 1.0, 0.05
 """Upper ends of the excess that a mean over patients may have."""
@@ -37,10 +39,9 @@ CONTROL_PX = 32
 CONTROL_NOISE = 0.3
 """Standard deviation, window units, of noise that the attacker of the control knows."""
 CONTROL_AT_ONCE = 4
+NULLS_AT_ONCE = 8
 MOST_NULLS = 48
 """Of the prior's images, and of the public ones, that are tried."""
-
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,23 @@ def measure(
     *,
     seed: int,
     effort: Effort,
-    on_step: OnStep,
+    watch: Watch,
 ) -> dict[str, Any]:
     """Excess of reconstructions over the best null, mode by mode, and of the control."""
-    found = _goals(scene, asked, effort, seed=seed)
+    with watch("what sites send") as shown:
+        found = _goals(scene, asked, effort, shown, seed=seed)
+    with watch("nulls") as shown:
+        nulls = _nulls(scene, shown)
     goals = sum(len(of_mode) for of_mode in found.values())
-    total, done = effort.steps * goals + effort.control_steps * effort.control_patients, 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        on_step(done, total)
-
-    nulls = to_patients(null_images(scene), scene.participants).best()
     rows = []
-    for mode, of_mode in found.items():
-        places, best, start = _attacked(scene, of_mode, effort, seed=seed, on_step=advance)
-        rows.append({"mode": mode, **_figures(best, start, nulls.at(places))})
-    control = _control(scene, effort, seed=seed, on_step=advance)
+    with watch("inversion") as shown:
+        step = Steps(shown, total=effort.steps * goals)
+        for mode, of_mode in found.items():
+            places, best, start = _attacked(scene, of_mode, effort, seed=seed, on_step=step)
+            rows.append({"mode": mode, **_figures(best, start, nulls.at(places))})
+    with watch("its control") as shown:
+        step = Steps(shown, total=effort.control_steps * effort.control_patients)
+        control = _control(scene, effort, seed=seed, on_step=step)
     return {
         "rows": rows,
         "control": control,
@@ -123,12 +123,23 @@ def evenly(images: Tensor, at_most: int = MOST_NULLS) -> Tensor:
     return images[places]
 
 
+def _nulls(scene: Scene, advance: Advance) -> Likeness:
+    """The best null of each participant."""
+    chunks = torch.split(null_images(scene), NULLS_AT_ONCE)
+    step, best = Steps(advance, total=len(chunks)), []
+    for chunk in chunks:
+        best.append(to_patients(chunk, scene.participants).best())
+        step()
+    return Likeness.best_of(best)
+
+
 def _goals(
-    scene: Scene, asked: Sequence[Question], effort: Effort, *, seed: int
+    scene: Scene, asked: Sequence[Question], effort: Effort, advance: Advance, *, seed: int
 ) -> dict[Granularity, list[Goal]]:
     """What is attacked in each mode: all that is known of the same patients together."""
     generator = torch.Generator().manual_seed(seed)
-    sums = [(question, gathered(scene, question)) for question in asked]
+    step = Steps(advance, total=len(asked) * len(scene.participants))
+    sums = [(question, gathered(scene, question, on_patient=step)) for question in asked]
     goals: dict[Granularity, list[Goal]] = {}
     for mode in MODES:
         heard = [

@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 
 from aggregator.attacks.intervals import Guesses, likelihood_ratios
-from aggregator.attacks.pool import Pool, group_sizes, pool
+from aggregator.attacks.pool import Pool, group_sizes, parts_to_find, pool
 from aggregator.attacks.scene import Scene
 from aggregator.attacks.shadows import Losses, distilled, small, student_of
 from aggregator.attacks.similarity import to_patients
 from aggregator.attacks.summaries import Question, added_up
+from aggregator.attacks.watch import Steps, Watch
 from shared.gradients import request_seed
 
 SITE, ELSEWHERE = "hospital", "attacker"
@@ -40,8 +41,6 @@ SITE, ELSEWHERE = "hospital", "attacker"
 CONTROL_PEOPLE, CONTROL_TRIALS = 2, 24
 CONTROL_AUC = 0.9
 """The controls must reach it."""
-
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,30 +59,33 @@ QUICK = Effort(summaries=60, descents=6, distillations=6)
 
 
 def measure(
-    scene: Scene, asked: Sequence[Question], *, seed: int, effort: Effort, on_step: OnStep
+    scene: Scene, asked: Sequence[Question], *, seed: int, effort: Effort, watch: Watch
 ) -> dict[str, Any]:
     """AUC and members found at one false positive in ten, by what the attacker sees."""
     generator = torch.Generator().manual_seed(seed)
     of_sites = [question for question in asked if question.is_of_site]
-    total, done = 2 + effort.descents * len(of_sites) + effort.distillations + CONTROL_TRIALS, 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        on_step(done, total)
-
     rows, controls = [], []
-    everybody = pool(scene, asked, scene.everybody, site=SITE)
-    advance()
-    if everybody.parts:
-        others = pool(scene, asked, scene.everybody, site=ELSEWHERE)
-        rows += _of_summaries(scene, everybody, others, effort.summaries, generator)
-        controls.append(_control_of_summaries(everybody, effort.summaries, generator))
-    advance()
-    for question in of_sites:
-        rows.append(_of_descents(scene, question, effort.descents, generator, on_step=advance))
-    rows += _of_pairs(scene, asked, effort.distillations, generator, seed=seed, on_step=advance)
-    controls.append(_control_of_pairs(scene, generator, on_step=advance))
+    with watch("everybody's parts") as shown:
+        step = Steps(shown, total=2 * parts_to_find(scene, asked))
+        sent, others = (
+            pool(scene, asked, scene.everybody, site=site, on_patient=step)
+            for site in (SITE, ELSEWHERE)
+        )
+    if sent.parts:
+        with watch("summaries") as shown:
+            step = Steps(shown, total=2 * effort.summaries)
+            rows += _of_summaries(scene, sent, others, effort.summaries, generator, on_step=step)
+            controls.append(_control_of_summaries(sent, effort.summaries, generator))
+    if of_sites:
+        with watch("descents") as shown:
+            step = Steps(shown, total=effort.descents * len(of_sites))
+            for question in of_sites:
+                row = _of_descents(scene, question, effort.descents, generator, on_step=step)
+                rows.append(row)
+    with watch("pairs") as shown:
+        step = Steps(shown, total=effort.distillations + CONTROL_TRIALS)
+        rows += _of_pairs(scene, asked, effort.distillations, generator, seed=seed, on_step=step)
+        controls.append(_control_of_pairs(scene, generator, on_step=step))
     return {
         "rows": rows,
         "control": controls,
@@ -93,16 +95,24 @@ def measure(
 
 
 def _of_summaries(
-    scene: Scene, sent: Pool, others: Pool, trials: int, generator: torch.Generator
+    scene: Scene,
+    sent: Pool,
+    others: Pool,
+    trials: int,
+    generator: torch.Generator,
+    *,
+    on_step: Callable[[], None],
 ) -> list[dict[str, Any]]:
     rows = []
     for mode, (count, sites) in group_sizes(scene, others=len(scene.unseen)).items():
         if mode == "patient":
             continue  # whose it is, is identification's question
         groups = [_drawn(len(sent.people), count, generator) for _ in range(trials)]
-        summaries = torch.stack(
-            [sent.summary(group, mode, sites=sites, generator=generator) for group in groups]
-        )
+        told = []
+        for group in groups:
+            told.append(sent.summary(group, mode, sites=sites, generator=generator))
+            on_step()
+        summaries = torch.stack(told)
         noise = sent.noise(count, sites=sites, generator=generator)
         found = {
             "exact": _products(summaries, sent.signatures(mode)),

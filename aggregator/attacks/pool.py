@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from aggregator.attacks.scene import Scene
-from aggregator.attacks.summaries import Answer, Question, added_up, block, mixture, parts, sent
+from aggregator.attacks.summaries import (
+    Answer,
+    OnPatient,
+    Question,
+    added_up,
+    block,
+    mixture,
+    parts,
+    sent,
+)
 from shared.contract import Granularity
 
 Told = list[tuple[Question, Answer]]
@@ -118,15 +127,31 @@ def releases(scene: Scene, question: Question) -> int:
     return scene.contract.anchor.rounds if question.kind == "local-steps" else 1
 
 
-def pool(scene: Scene, asked: Sequence[Question], people: Sequence[Tensor], *, site: str) -> Pool:
+def pool(
+    scene: Scene,
+    asked: Sequence[Question],
+    people: Sequence[Tensor],
+    *,
+    site: str,
+    on_patient: OnPatient,
+) -> Pool:
     """The parts of ``people`` as patients of one ``site``."""
     return Pool(
         scene,
         tuple(people),
         site,
-        tuple((one, parts(scene, one, people, site=site)) for one in asked if not one.is_of_site),
+        tuple(
+            (one, parts(scene, one, people, site=site, on_patient=on_patient))
+            for one in asked
+            if not one.is_of_site
+        ),
         tuple(one for one in asked if one.is_of_site),
     )
+
+
+def parts_to_find(scene: Scene, asked: Sequence[Question]) -> int:
+    """How many parts a pool of everybody has."""
+    return len(scene.everybody) * sum(not one.is_of_site for one in asked)
 
 
 def group_sizes(scene: Scene, *, others: int) -> Sizes:

@@ -7,7 +7,7 @@ clipped; a mode's answers are means of these, with the contract's noise where it
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,13 @@ from shared.reduction import sketched, sketches_of
 from shared.sketch import Sketch
 from shared.subspace import lift, project
 
+OnPatient = Callable[[], None]
+"""Called when a patient's part is there."""
 MODES: tuple[Granularity, ...] = ("patient", "cohort", "federation")
+
+
+def _silent() -> None:
+    """The default listener."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,20 +104,30 @@ def next_question(distiller: Distiller) -> Question:
     )
 
 
-def parts(scene: Scene, question: Question, patients: Sequence[Tensor], *, site: str) -> Tensor:
+def parts(
+    scene: Scene,
+    question: Question,
+    patients: Sequence[Tensor],
+    *,
+    site: str,
+    on_patient: OnPatient = _silent,
+) -> Tensor:
     """Each patient's clipped part of ``site``'s answer: (P, K, R), of clear gradients (P, K, D).
 
     A patient's noise and crops follow from the site's name and the images, as at the site.
     """
     contract, kind = scene.contract, question.kind
-    asked = patient_parts(
-        contract=contract,
-        kind=kind,
-        network=question.network,
-        weights=question.weights,
-        patients=patients,
-        seed=_seed(scene, question, site),
-        device=scene.device,
+    asked = _each(
+        patient_parts(
+            contract=contract,
+            kind=kind,
+            network=question.network,
+            weights=question.weights,
+            patients=patients,
+            seed=_seed(scene, question, site),
+            device=scene.device,
+        ),
+        on_patient,
     )
     clear = contract.noise_multiplier is None and kind == "gradients"
     if clear and not question.sketches:
@@ -123,6 +139,12 @@ def parts(scene: Scene, question: Question, patients: Sequence[Tensor], *, site:
     # What only one patient moves is left out before a clear sum is sketched.
     lengths = ((part, question.reduced(part).norm().clamp_min(1e-30)) for part in asked)
     return torch.stack([part * torch.clamp(bound / length, max=1.0) for part, length in lengths])
+
+
+def _each(found: Iterable[Tensor], on_patient: OnPatient) -> Iterator[Tensor]:
+    for part in found:
+        yield part
+        on_patient()
 
 
 def sent(question: Question, chosen: Tensor) -> Tensor:
@@ -184,16 +206,31 @@ def block(scene: Scene, question: Question, part: Tensor, *, generator: torch.Ge
     return (total + _noise(scene, question, total, generator)) / privacy.sampling
 
 
-def gathered(scene: Scene, question: Question) -> dict[str, Tensor]:
+def gathered(
+    scene: Scene, question: Question, *, on_patient: OnPatient = _silent
+) -> dict[str, Tensor]:
     """What each site adds up: its patients' parts (P, K, ...), or its one descent (1, 1, R)."""
-    return {site: added_up(scene, question, own, site=site) for site, own in scene.sites.items()}
+    return {
+        site: added_up(scene, question, own, site=site, on_patient=on_patient)
+        for site, own in scene.sites.items()
+    }
 
 
-def added_up(scene: Scene, question: Question, patients: Sequence[Tensor], *, site: str) -> Tensor:
+def added_up(
+    scene: Scene,
+    question: Question,
+    patients: Sequence[Tensor],
+    *,
+    site: str,
+    on_patient: OnPatient = _silent,
+) -> Tensor:
     """What a ``site`` with these patients adds up."""
-    if question.is_of_site:
-        return _together(scene, question, patients, site=site)[None]
-    return parts(scene, question, patients, site=site)
+    if not question.is_of_site:
+        return parts(scene, question, patients, site=site, on_patient=on_patient)
+    descent = _together(scene, question, patients, site=site)[None]
+    for _ in patients:
+        on_patient()
+    return descent
 
 
 def answers(

@@ -37,15 +37,18 @@ def progress(what: str, *, unit: str, quiet: bool = False) -> Iterator[Advance]:
 
 
 def _lines(console: Console, what: str, unit: str) -> Advance:
-    started = said = time.monotonic()
+    said = time.monotonic()
+    first: tuple[float, int] | None = None
 
     def advance(done: int, total: int) -> None:
-        nonlocal said
+        nonlocal said, first
         now = time.monotonic()
-        if now - said < SECONDS_BETWEEN_LINES or not done:
+        # What came before the first call is no measure of what is left.
+        began, before = first = first or (now, done)
+        if now - said < SECONDS_BETWEEN_LINES or done <= before:
             return
         said = now
-        left = (now - started) * (total - done) / done
+        left = (now - began) * (total - done) / (done - before)
         console.print(f"{what}: {done} of {total} {unit}, about {left:.0f} s left", highlight=False)
 
     return advance

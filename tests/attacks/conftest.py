@@ -1,5 +1,8 @@
 """A small stage of phantoms: three sites, people who are in none, and a contract of a few steps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from aggregator.distill.prior import build_prior
 from shared.architectures import Residual
 from shared.contract import Anchor, Probes, RunContract, Spg
 from shared.images import window
+from shared.release.progress import Advance
 from shared.tasks.settings import CtDenoise
 
 SITES, PATIENTS, UNSEEN = 3, 4, 14
@@ -57,6 +61,21 @@ def stage(contract: RunContract) -> Scene:
         foundation=None,
         device=torch.device("cpu"),
     )
+
+
+class Watched(dict[str, list[tuple[int, int]]]):
+    """Notes what each phase tells: steps done and in all."""
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[Advance]:
+        told = self[what] = []
+        yield lambda done, total: told.append((done, total))
+
+    def ended(self) -> dict[str, int]:
+        """How many steps each phase counted to; fails where one did not go from 1 to its end."""
+        for told in self.values():
+            assert told == [(done, len(told)) for done in range(1, len(told) + 1)]
+        return {what: len(told) for what, told in self.items()}
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import torch
 from aggregator.attacks.identification import Effort, FewPeopleError, _rates, measure
 from aggregator.attacks.scene import Scene
 from aggregator.attacks.summaries import Question, questions
-from tests.attacks.conftest import CONTRACT, stage
+from tests.attacks.conftest import CONTRACT, Watched, stage
 
 Rates = dict[tuple[str, str, str], dict[str, float]]
 """Rank-1 rates by mode, by what is looked at, and by what is known."""
@@ -14,8 +14,10 @@ LITTLE = Effort(steps=1, images=1, groups=1, patients=2, linked=30)
 
 @pytest.fixture(scope="module")
 def found(scene: Scene, asked: list[Question]) -> Rates:
-    result = measure(scene, asked, seed=0, effort=LITTLE, on_step=lambda *_: None)
+    watched = Watched()
+    result = measure(scene, asked, seed=0, effort=LITTLE, watch=watched)
     assert result["chance"] == 0.05
+    assert watched.ended() == {"everybody's parts": 4 * 26, "identification": 4, "linkage": 9}
     return {(row["mode"], row["from"], row["knows"]): row["rank1"] for row in result["rows"]}
 
 
@@ -47,7 +49,7 @@ def test_under_noise_there_is_but_chance() -> None:
     privacy = CONTRACT.privacy.model_copy(update={"epsilon": 0.5, "patients": 4})
     scene = stage(CONTRACT.model_copy(update={"anchor": anchor, "privacy": privacy}))
     asked = questions(scene, on_step=lambda *_: None)
-    result = measure(scene, asked, seed=0, effort=LITTLE, on_step=lambda *_: None)
+    result = measure(scene, asked, seed=0, effort=LITTLE, watch=Watched())
     of_summaries = [row for row in result["rows"] if row["from"] == "summary"]
     assert len(of_summaries) == 9
     assert all(row["rank1"]["interval"][0] <= 0.07 for row in of_summaries)
@@ -68,4 +70,4 @@ def test_too_few_people_are_told(scene: Scene, asked: list[Question]) -> None:
     few = stage(CONTRACT)
     small = type(few)(**{**vars(few), "unseen": few.unseen[:8]})
     with pytest.raises(FewPeopleError, match="20 candidates needs more than 20 patients"):
-        measure(small, asked, seed=0, effort=LITTLE, on_step=lambda *_: None)
+        measure(small, asked, seed=0, effort=LITTLE, watch=Watched())

@@ -9,7 +9,7 @@ from aggregator.attacks.inversion import QUICK, Effort, _control, evenly, measur
 from aggregator.attacks.reconstruction import nearest, observations, reconstruct
 from aggregator.attacks.scene import Scene
 from aggregator.attacks.summaries import Answer, Question, answers, gathered, parts
-from tests.attacks.conftest import CONTRACT, stage
+from tests.attacks.conftest import CONTRACT, Watched, stage
 
 LITTLE = Effort(
     steps=3, patients=2, sites=2, images=2, control_patients=1, control_requests=2, control_steps=2
@@ -27,12 +27,13 @@ def test_the_control_succeeds() -> None:
 
 
 def test_every_mode_has_its_figures(scene: Scene, asked: list[Question]) -> None:
-    steps = []
-    found = measure(scene, asked, seed=0, effort=LITTLE, on_step=lambda *at: steps.append(at))
+    watched = Watched()
+    found = measure(scene, asked, seed=0, effort=LITTLE, watch=watched)
     assert [row["mode"] for row in found["rows"]] == ["patient", "cohort", "federation"]
     assert [row["attacked_patients"] for row in found["rows"]] == [2, 8, 12]
-    assert steps == [(done, len(steps)) for done in range(1, len(steps) + 1)]
-    assert len(steps) == 3 * (2 + 2 + 1) + 2
+    ended = watched.ended()
+    assert list(ended) == ["what sites send", "nulls", "inversion", "its control"]
+    assert (ended["what sites send"], ended["inversion"]) == (2 * 12, 3 * (2 + 2 + 1))
     for row in found["rows"]:
         for name in ("excess_psnr_db", "excess_ssim", "gain_psnr_db", "gain_ssim"):
             low, high = row[name]["interval"]
@@ -41,7 +42,7 @@ def test_every_mode_has_its_figures(scene: Scene, asked: list[Question]) -> None
 
 
 def test_without_probes_no_single_patient_is_attacked(scene: Scene, asked: list[Question]) -> None:
-    found = measure(scene, asked[:1], seed=0, effort=LITTLE, on_step=lambda *_: None)
+    found = measure(scene, asked[:1], seed=0, effort=LITTLE, watch=Watched())
     assert [row["mode"] for row in found["rows"]] == ["cohort", "federation"]
 
 
@@ -51,7 +52,7 @@ def test_the_bar_is_for_means_over_patients(
     """Somebody who returned a participant's own image would be found out."""
     leak = scene.participants[0][:1]
     monkeypatch.setattr("aggregator.attacks.inversion.reconstruct", lambda *_, **__: leak.clone())
-    found = measure(scene, asked, seed=0, effort=LITTLE, on_step=lambda *_: None)
+    found = measure(scene, asked, seed=0, effort=LITTLE, watch=Watched())
     assert not found["passed"]
 
 

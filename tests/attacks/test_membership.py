@@ -10,7 +10,7 @@ from aggregator.attacks.shadows import Losses, distilled, small, student_of
 from aggregator.attacks.summaries import Question, questions
 from shared.contract import Anchor, Probes, RunContract
 from shared.training import noisy_pool
-from tests.attacks.conftest import CONTRACT, stage
+from tests.attacks.conftest import CONTRACT, Watched, stage
 
 LITTLE = Effort(summaries=60, descents=4, distillations=4)
 
@@ -29,7 +29,7 @@ def aucs(result: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
 def test_of_clear_sums_members_are_found_and_the_controls_succeed(
     scene: Scene, asked: list[Question], quick_students: None
 ) -> None:
-    result = measure(scene, asked, seed=0, effort=LITTLE, on_step=lambda *_: None)
+    result = measure(scene, asked, seed=0, effort=LITTLE, watch=Watched())
     found = aucs(result)
     assert set(found) == {
         *(
@@ -59,7 +59,7 @@ def test_under_noise_members_are_not_found(quick_students: None) -> None:
         )
     )
     asked = questions(scene, on_step=lambda *_: None)
-    result = measure(scene, asked, seed=0, effort=LITTLE, on_step=lambda *_: None)
+    result = measure(scene, asked, seed=0, effort=LITTLE, watch=Watched())
     for (of, _, _), auc in aucs(result).items():
         assert of != "summary" or auc["mean"] < 0.6
     assert result["control_succeeded"], "the control is of clear means"
@@ -68,10 +68,15 @@ def test_under_noise_members_are_not_found(quick_students: None) -> None:
 def test_steps_are_told_to_the_end(
     scene: Scene, asked: list[Question], quick_students: None
 ) -> None:
-    told = []
+    watched = Watched()
     effort = Effort(summaries=3, descents=2, distillations=2)
-    measure(scene, asked, seed=0, effort=effort, on_step=lambda *at: told.append(at))
-    assert told == [(done, 30) for done in range(1, 31)]
+    measure(scene, asked, seed=0, effort=effort, watch=watched)
+    assert watched.ended() == {
+        "everybody's parts": 2 * 26,
+        "summaries": 2 * 3,
+        "descents": 2,
+        "pairs": 2 + 24,
+    }
 
 
 def test_a_small_run_is_no_larger_than_the_contracts() -> None:
@@ -112,7 +117,7 @@ def test_a_person_whom_a_student_learned_from_has_less_loss(scene: Scene) -> Non
 
 
 def test_a_pool_tells_of_a_group_what_its_sites_would(scene: Scene, asked: list[Question]) -> None:
-    everybody = pool(scene, asked, scene.everybody, site="hospital")
+    everybody = pool(scene, asked, scene.everybody, site="hospital", on_patient=lambda: None)
     generator = torch.Generator().manual_seed(0)
     told = everybody.told([3, 5, 7, 9], sites=2, generator=generator)
     assert [question.kind for question, _ in told] == ["gradients", "local-steps"]
