@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 
 from aggregator.attacks.intervals import mean_of
 from aggregator.attacks.pool import Pool, group_sizes, parts_to_find, pool
-from aggregator.attacks.reconstruction import nearest, observations, reconstruct
+from aggregator.attacks.reconstruction import LOOSE, nearest, observations, reconstruct
 from aggregator.attacks.scene import Scene
 from aggregator.attacks.similarity import to_patients
 from aggregator.attacks.summaries import Answer, Question
@@ -152,7 +152,7 @@ def _reconstructed(
         own = request_seed(number, "identification")
         start = nearest(observed, free, task=task, count=images, seed=own)
         made = reconstruct(
-            observed, start, task=task, steps=effort.steps, seed=own, on_step=on_step
+            observed, start, task=task, bounds=LOOSE, steps=effort.steps, seed=own, on_step=on_step
         )
         before, after = (to_patients(one.cpu(), people).best() for one in (start, made))
         for person, rate in _rates(after.ncc - before.ncc, group, generator).items():

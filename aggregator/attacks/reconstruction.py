@@ -2,12 +2,13 @@
 
 Zhu, Liu and Han (NeurIPS 2019) look for images whose gradient is the one that was sent; Geiping et
 al. (NeurIPS 2020) add a prior on images; Jeon et al. (NeurIPS 2021) let a generator be that prior.
-Here the generator is SPG, let loose:
+Here the generator is SPG:
 
-1. of the free images those are taken whose own gradients are nearest to what was sent;
-2. they are warped, toned, their spectrum changed, and a residual is added that reaches any image,
-   so that their gradients come near; their noise is drawn anew at every step, as the sites' own
-   follows from images that the attacker does not know;
+1. of the free images those are taken whose own gradients are nearest to what was sent, or whatever
+   the attacker likes better;
+2. they are warped, toned, their spectrum changed, and where the generator is ``LOOSE`` a residual
+   is added that reaches any image, so that their gradients come near; their noise is drawn anew at
+   every step, as the sites' own follows from images that the attacker does not know;
 3. a descent of many local steps is taken for a gradient, by the direction of its filters.
 """
 
@@ -37,6 +38,8 @@ from shared.training import noisy_pool
 
 LOOSE = Spg(residual_bound=0.5, warp_px=12.0)
 """The generator's bounds: with half the window in the residual they hold nothing back."""
+GENTLE = Spg(residual=False)
+"""Without a residual an image stays one of the anatomy it began with."""
 RATE = 0.01
 """Adam's step for pixels and grids."""
 DOSE_STEPS = 20
@@ -99,6 +102,7 @@ def reconstruct(
     start: Tensor,
     *,
     task: Task,
+    bounds: Spg,
     steps: int,
     seed: int,
     on_step: Callable[[], None],
@@ -109,7 +113,7 @@ def reconstruct(
     Every step looks at ``at_once`` of what was ``observed``.
     """
     generator = torch.Generator().manual_seed(seed)
-    neutral = identity_parameters(len(start), start.shape[-1], LOOSE)
+    neutral = identity_parameters(len(start), start.shape[-1], bounds)
     leaves = {name: value.to(start.device).requires_grad_(True) for name, value in neutral.items()}
     rates = [
         {"params": [leaf], "lr": CURVE_RATE if name in CURVES else RATE}
@@ -119,7 +123,7 @@ def reconstruct(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
     observer: Observer | None = None
     for step in range(steps):
-        images = personalise(start, leaves, LOOSE)
+        images = personalise(start, leaves, bounds)
         total = images.new_zeros(())
         for pick in torch.randint(len(observed), (at_once,), generator=generator).tolist():
             one = observed[pick]
@@ -136,7 +140,7 @@ def reconstruct(
         optimiser.step()
         schedule.step()
         on_step()
-    return personalise(start, leaves, LOOSE).detach()
+    return personalise(start, leaves, bounds).detach()
 
 
 def _match(one: Observation, lq: Tensor, hq: Tensor) -> Tensor:

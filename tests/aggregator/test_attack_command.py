@@ -111,7 +111,7 @@ def test_every_kind_prints_its_table_and_writes_what_a_release_takes(
         assert "control_succeeded" in one
     for title in ("Inversion", "Identification", "Membership", "Copying"):
         assert title in text
-    assert "excess psnr db" in text
+    assert "unaided psnr db" in text
     assert "NaN" not in file.read_text()
     assert str(tmp_path) not in file.read_text()
     read = Attacks.model_validate(found)
