@@ -1,10 +1,10 @@
 """What stands before any hospital is asked: the free public network, and public directions.
 
-The directions are those in which public images pull that network: each public image stands for a
-patient and descends for as many local steps as a contract's patients do, at the same rate, batch
-and crop; their first principal directions, not centred, are the basis that hospitals' descents are
-projected on (the idea of Zhou, Wu and Banerjee, "Bypassing the Ambient Dimension", ICLR 2021, with
-descents in place of gradients).
+The directions are those in which public images, as they are and varied, pull that network: each
+stands for a patient and descends for as many local steps as a contract's patients do, at the same
+rate, batch and crop; their first principal directions, not centred, are the basis that hospitals'
+descents are projected on (the idea of Zhou, Wu and Banerjee, "Bypassing the Ambient Dimension",
+ICLR 2021, with descents in place of gradients).
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aggregator.distill.prior import Prior, PriorError
+from aggregator.distill.variants import varied
 from shared.contract import RunContract
 from shared.gradients import patient_parts, request_seed
 from shared.subspace import principal_directions
@@ -60,12 +61,15 @@ def public_directions(
 ) -> Tensor:
     """The contract's basis (k, D), of the descents of all that is free, an image a patient.
 
-    Raises ``PriorError`` where there are not as many images as directions.
+    As it is and varied, as hospitals' images may differ from it. Raises ``PriorError`` where there
+    are not as many images as directions.
     """
-    count, images = contract.privacy.directions, len(prior.free)
+    seed = request_seed(contract.foundation(), "directions")
+    shown = torch.cat([prior.free, varied(prior.free, seed=seed)])
+    count, images = contract.privacy.directions, len(shown)
     if images < count:
         raise PriorError(
-            f"privacy.directions {count} need as many public images, there are {images}: "
+            f"privacy.directions {count} need as many public images, there are {images}, varied: "
             "ask for fewer, or give more volumes with --public"
         )
     descents = []
@@ -74,8 +78,8 @@ def public_directions(
         kind="local-steps",
         network="anchor",
         weights=public_weights[None],
-        patients=list(prior.free[:, None]),
-        seed=request_seed(contract.foundation(), "directions"),
+        patients=list(shown[:, None]),
+        seed=seed,
         device=device,
     ):
         # A long descent that fell out of bounds must not decide about all directions.

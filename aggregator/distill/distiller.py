@@ -35,6 +35,7 @@ from aggregator.distill.matching import (
 from aggregator.distill.observation import Observer
 from aggregator.distill.prior import Prior
 from aggregator.distill.schedule import LEARNING_RATE, Ask, ask_of_round
+from aggregator.distill.shrinkage import noise_deviation, shrunk
 from aggregator.distill.spg import Parameters, identity_parameters, personalise_at_price
 from aggregator.distill.tiles import Tiles, tiling
 from shared.architectures import Network
@@ -147,6 +148,9 @@ class Distiller:
         means = [block.mean(dim=0) for block in blocks]
         mean = averaged(means, patients=patients)
         if ask.kind == "local-steps":
+            sites = len(self.contract.members) or len(values)
+            noise = noise_deviation(self.contract, ask.kind, rows=len(mean), sites=sites)
+            mean = shrunk(mean, deviation=noise)
             descent = mean if self._basis is None else lift(self._basis, mean)
             at_most = step_bound(self.contract)
             self.anchor_weights = descend(self._asked[0], descent[0], at_most=at_most)

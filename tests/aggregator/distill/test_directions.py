@@ -79,5 +79,6 @@ def test_they_follow_from_what_the_coordinator_wrote_alone() -> None:
 
 
 def test_fewer_public_images_than_directions_are_refused() -> None:
-    with pytest.raises(PriorError, match="directions 4 need as many public images, there are 3"):
-        directions(images=3)
+    many = CONTRACT.model_copy(update={"privacy": Privacy(directions=40)})
+    with pytest.raises(PriorError, match="directions 40 need as many public images, there are 18"):
+        directions(many, images=3)
