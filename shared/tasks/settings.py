@@ -76,6 +76,15 @@ class CtDenoise(_Ct):
         4.0, ge=0, le=1e4, description="electronic noise, photon equivalents"
     )
 
+    @model_validator(mode="after")
+    def _seen_whole(self) -> "CtDenoise":
+        if self.bins < self.size_px:
+            raise ValueError(
+                "bins must be at least size_px, or the detector misses the image's sides and "
+                "leaves them without noise: for 256 pixels set bins = 384 and pixel_mm = 1.4"
+            )
+        return self
+
 
 class CtSr(_Ct):
     """CT super-resolution: Gaussian aperture, sampling, noise; LQ is interpolated back."""

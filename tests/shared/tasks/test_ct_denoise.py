@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from shared.tasks import ct_denoise
 from shared.tasks.settings import CtDenoise
@@ -73,3 +74,9 @@ def test_degradation_is_differentiable_through_the_noise_level() -> None:
     with torch.no_grad():
         change = (total(hq + direction) - total(hq - direction)) / 2
     assert float((gradient * direction).sum()) == pytest.approx(float(change), rel=0.02)
+
+
+def test_a_detector_that_misses_the_images_sides_is_refused() -> None:
+    with pytest.raises(ValidationError, match="bins must be at least size_px"):
+        CtDenoise(size_px=256)
+    assert CtDenoise(size_px=256, bins=384, pixel_mm=1.4).size_px == 256
