@@ -85,16 +85,16 @@ def _lay(contract: RunContract, *, public: Path | None, file: Path, on_step: OnS
     prior = read_prior(contract, public)
     weights = free_network(contract, prior, device=device, on_step=on_step)
     try:
-        basis = public_directions(contract, prior, weights, device=device, on_step=on_step)
+        basis, spread = public_directions(contract, prior, weights, device=device, on_step=on_step)
     except (PriorError, ValueError) as error:
         raise FoundationError(str(error)) from None
-    tensors = {"public": weights.cpu().contiguous(), "basis": basis.cpu().contiguous()}
-    write_durably(file, save(tensors))
+    tensors = {"public": weights, "basis": basis, "spread": spread}
+    write_durably(file, save({name: one.cpu().contiguous() for name, one in tensors.items()}))
 
 
 def _loaded(file: Path) -> Foundation:
     try:
         tensors = load_file(file)
-        return Foundation(tensors["public"], tensors["basis"])
+        return Foundation(tensors["public"], tensors["basis"], tensors["spread"])
     except (OSError, SafetensorError, KeyError):
         raise FoundationError(f"{file} is missing or damaged: move it away, launch again") from None

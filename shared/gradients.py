@@ -61,17 +61,23 @@ def patient_parts(
     patients: Sequence[Tensor],
     seed: int,
     device: torch.device,
+    basis: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """What a request for ``weights`` (K, D) asks of one patient after the other, unclipped: (K, D).
 
-    ``patients`` are P times (n_i, 1, S, S) in window units. Raises ``ValueError`` on no patients.
+    ``patients`` are P times (n_i, 1, S, S) in window units. Local steps stay in the span of the
+    rows of ``basis`` (k, D), where one is given. Raises ``ValueError`` on no patients.
     """
     if not patients:
         raise ValueError("a cohort needs at least one patient")
-    one_patient = _descents if kind == "local-steps" else _gradients
+    weights = weights.to(device)
     for slices in patients:
         own = request_seed(seed, hashlib.sha256(slices.cpu().numpy().tobytes()).hexdigest())
-        yield one_patient(contract, network, weights.to(device), slices.to(device), own)
+        hq = slices.to(device)
+        if kind == "gradients":
+            yield _gradients(contract, network, weights, hq, own)
+        else:
+            yield _descents(contract, network, weights, hq, own, basis)
 
 
 def _gradients(
@@ -88,7 +94,12 @@ def _gradients(
 
 
 def _descents(
-    contract: RunContract, network: Name, weights: Tensor, hq: Tensor, seed: int
+    contract: RunContract,
+    network: Name,
+    weights: Tensor,
+    hq: Tensor,
+    seed: int,
+    basis: Tensor | None,
 ) -> Tensor:
     """``weights`` (K, D) minus the weights after local steps on slices (n, 1, S, S): (K, D)."""
     plan = contract.anchor
@@ -105,6 +116,7 @@ def _descents(
             learning_rate=plan.learning_rate,
             batch=plan.batch,
             crop_px=plan.crop_px,
+            within=basis,
         )
         for theta in weights
     ]
@@ -192,11 +204,12 @@ def local_descent(
     patients: Sequence[Tensor],
     seed: int,
     device: torch.device,
+    basis: Tensor | None = None,
 ) -> Tensor:
     """``weights`` (D,) minus the weights after ``local_steps`` steps on the cohort: (D,), clipped.
 
     The accumulated gradient of E local steps, as each step's optimiser scaled it (Adam, cosine),
-    on everybody's slices at once.
+    on everybody's slices at once; in the span of ``basis`` (k, D) where one is given.
     Slices are weighted so that every patient is seen equally often. Raises ``ValueError`` on no
     patients.
     """
@@ -206,5 +219,5 @@ def local_descent(
     most = min(max(len(slices) for slices in patients), 8)
     picked = [slices[torch.arange(most) % len(slices)] for slices in patients]
     together = torch.cat(picked).to(device)
-    descents = _descents(contract, network, weights[None].to(device), together, seed)
+    descents = _descents(contract, network, weights[None].to(device), together, seed, basis)
     return clip(descents[0], norm=contract.row_bound("local-steps"))

@@ -101,6 +101,7 @@ def fit_pairs(
     learning_rate: float = LEARNING_RATE,
     batch: int = BATCH,
     crop_px: int = CROP_PX,
+    within: Tensor | None = None,
     checkpoints: Sequence[int] = (),
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -108,26 +109,40 @@ def fit_pairs(
 
     With ``checkpoints`` (ascending numbers of steps, the last at most ``steps``) the weights after
     each are returned instead, (len, D). ``start`` replaces the initial weights of ``seed``.
+
+    ``within``, orthonormal directions (k, D), confines it to the start plus their span: Adam then
+    scales steps along each of them, sqrt(D / k) times as long, so that a whole step is as long as
+    one of all weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    weights = initial_weights(network, seed=seed) if start is None else start
-    weights = weights.detach().clone().to(device).requires_grad_(True)
+    first = initial_weights(network, seed=seed) if start is None else start
+    first = first.detach().clone().to(device)
+    moved, rate = first.clone(), learning_rate
+    if within is not None:
+        within = within.to(device)
+        moved = first.new_zeros(len(within))
+        rate *= (first.numel() / len(within)) ** 0.5
+    moved.requires_grad_(True)
+
+    def weights() -> Tensor:
+        return moved if within is None else first + moved @ within
+
     lq, hq = lq.to(device), hq.to(device)
-    optimiser = torch.optim.Adam([weights], lr=learning_rate, fused=True)
+    optimiser = torch.optim.Adam([moved], lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=max(steps, 1))
-    kept = [weights.detach().clone() for depth in checkpoints if depth == 0]
+    kept = [weights().detach().clone() for depth in checkpoints if depth == 0]
     for step in range(1, steps + 1):
         inputs, targets = sample_batch(lq, hq, batch=batch, crop_px=crop_px, generator=generator)
-        loss = restoration_loss(apply_network(network, weights, inputs), targets)
+        loss = restoration_loss(apply_network(network, weights(), inputs), targets)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([weights], GRADIENT_CEILING)
+        torch.nn.utils.clip_grad_norm_([moved], GRADIENT_CEILING)
         optimiser.step()
         schedule.step()
-        kept += [weights.detach().clone() for depth in checkpoints if depth == step]
+        kept += [weights().detach().clone() for depth in checkpoints if depth == step]
         if on_step is not None:
             on_step(step, steps)
-    return torch.stack(kept) if checkpoints else weights.detach()
+    return torch.stack(kept) if checkpoints else weights().detach()
 
 
 def enhance(network: Network, weights: Tensor, lq: Tensor) -> Tensor:

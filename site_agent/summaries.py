@@ -65,6 +65,7 @@ class Inquiry:
     header: ProbeHeader
     weights: Tensor  # (K, D)
     reduce: Reduction
+    basis: Tensor | None  # (k, D), which local steps stay in
     patients: tuple[Tensor, ...]  # (n_i, 1, S, S) each
     taken: tuple[bool, ...]
     """Of an answer's blocks by patient, which have one: the patients' order is theirs."""
@@ -106,6 +107,7 @@ class Inquiry:
             patients=patients,
             seed=self.seed,
             device=self.weights.device,
+            basis=self.basis,
         )
 
 
@@ -136,6 +138,7 @@ def inquiry(
         header=header,
         weights=torch.from_numpy(np.array(weights, dtype=np.float32)).to(where),
         reduce=reduce,
+        basis=torch.from_numpy(np.array(arrays["basis"])).to(where) if "basis" in arrays else None,
         patients=tuple(images[number] for number in speaking if number is not None),
         taken=tuple(number is not None for number in speaking),
         seed=request_seed(header.contract_digest, header.round, settings.name),
@@ -213,6 +216,7 @@ def _mean(asked: Inquiry) -> Tensor:
             patients=asked.patients,
             seed=asked.seed,
             device=asked.weights.device,
+            basis=asked.basis,
         )
         return asked.reduce(descent[None])
     if kind == "gradients":

@@ -65,7 +65,7 @@ def distilled(
         drawn,
         replace(scene.prior, start=start),
         device=scene.device,
-        foundation=_begun(asked),
+        foundation=_begun(scene, asked),
     )
     generator = torch.Generator().manual_seed(seed)
     while not distiller.finished:
@@ -76,8 +76,10 @@ def distilled(
     return distiller.pairs()
 
 
-def _begun(asked: Sequence[Question]) -> Foundation:
+def _begun(scene: Scene, asked: Sequence[Question]) -> Foundation:
     """The free public network and the directions; of a run without descents, nothing is used."""
+    if scene.foundation is not None:
+        return scene.foundation
     for question in asked:
         if question.kind == "local-steps":
             return Foundation(question.weights[0], question.basis)

@@ -126,6 +126,7 @@ def parts(
             patients=patients,
             seed=_seed(scene, question, site),
             device=scene.device,
+            basis=question.basis,
         ),
         on_patient,
     )
@@ -163,6 +164,7 @@ def _together(scene: Scene, question: Question, patients: Sequence[Tensor], *, s
         patients=patients,
         seed=_seed(scene, question, site),
         device=scene.device,
+        basis=question.basis,
     )
     return question.reduced(descent[None])
 

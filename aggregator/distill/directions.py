@@ -17,7 +17,7 @@ from aggregator.distill.prior import Prior, PriorError
 from aggregator.distill.variants import varied
 from shared.contract import RunContract
 from shared.gradients import patient_parts, request_seed
-from shared.subspace import principal_directions
+from shared.subspace import principal_directions, project
 from shared.training import fit_pairs, noisy_pool
 from shared.trajectory import start_seed
 
@@ -33,6 +33,8 @@ class Foundation:
 
     public_weights: Tensor
     basis: Tensor | None
+    spread: Tensor | None = None
+    """Mean square (k,) of public descents along each direction."""
 
 
 def free_network(
@@ -58,10 +60,11 @@ def public_directions(
     *,
     device: torch.device,
     on_step: OnStep,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The contract's basis (k, D), of the descents of all that is free, an image a patient.
 
-    As it is and varied, as hospitals' images may differ from it. Raises ``PriorError`` where there
+    As it is and varied, as hospitals' images may differ from it. And the mean square (k,) of those
+    descents along each direction. Raises ``PriorError`` where there
     are not as many images as directions.
     """
     seed = request_seed(contract.foundation(), "directions")
@@ -85,4 +88,6 @@ def public_directions(
         # A long descent that fell out of bounds must not decide about all directions.
         descents.append(torch.nan_to_num(descent[0], nan=0.0, posinf=0.0, neginf=0.0))
         on_step("directions", len(descents), images)
-    return principal_directions(torch.stack(descents), count=count)
+    every = torch.stack(descents)
+    basis = principal_directions(every, count=count)
+    return basis, project(basis.to(every), every).square().mean(dim=0)

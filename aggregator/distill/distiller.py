@@ -90,10 +90,12 @@ class Distiller:
         self.bank = Bank()
         self._asked: Tensor | None = None
         self._basis: Tensor | None = None
+        self._spread: Tensor | None = None
         self._sketches: list[Sketch] = []
         if foundation is not None:
             self._start_from(foundation.public_weights.to(device))
             self._basis = None if foundation.basis is None else foundation.basis.to(device)
+            self._spread = None if foundation.spread is None else foundation.spread.to(device)
 
     @property
     def finished(self) -> bool:
@@ -150,7 +152,7 @@ class Distiller:
         if ask.kind == "local-steps":
             sites = len(self.contract.members) or len(values)
             noise = noise_deviation(self.contract, ask.kind, rows=len(mean), sites=sites)
-            mean = shrunk(mean, deviation=noise)
+            mean = shrunk(mean, deviation=noise, spread=self._spread)
             descent = mean if self._basis is None else lift(self._basis, mean)
             at_most = step_bound(self.contract)
             self.anchor_weights = descend(self._asked[0], descent[0], at_most=at_most)

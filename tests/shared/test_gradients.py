@@ -212,6 +212,33 @@ def test_the_mean_of_patients_descents_goes_where_the_sites_does() -> None:
     assert float(torch.nn.functional.cosine_similarity(mean, together, dim=0)) > 0.8
 
 
+def test_descents_stay_in_the_span_of_a_basis_a_patients_as_a_sites() -> None:
+    start = initial_weights(CONTRACT.anchor_network, seed=0)
+    basis = torch.linalg.qr(torch.randn(start.numel(), 6)).Q.T
+    (of_patient,) = patient_parts(
+        contract=CONTRACT,
+        kind="local-steps",
+        network="anchor",
+        weights=start[None],
+        patients=cohort(1),
+        seed=5,
+        device=CPU,
+        basis=basis,
+    )
+    of_site = local_descent(
+        contract=CONTRACT,
+        network="anchor",
+        weights=start,
+        patients=cohort(),
+        seed=5,
+        device=CPU,
+        basis=basis,
+    )
+    for descent in (of_patient[0], of_site):
+        assert float(descent.norm()) > 0
+        torch.testing.assert_close(descent @ basis.T @ basis, descent, atol=1e-5, rtol=0)
+
+
 def test_a_patient_with_broken_pixels_contributes_zero() -> None:
     patients = cohort(3)
     broken = [*patients, torch.full((1, 1, 32, 32), float("nan"))]

@@ -66,6 +66,44 @@ def test_checkpoints_are_points_of_one_trajectory() -> None:
     assert not torch.equal(kept[1], kept[2])
 
 
+def test_a_training_within_directions_leaves_their_span_nowhere_and_learns() -> None:
+    hq = torch.rand(6, 1, 32, 32)
+    start = initial_weights(SMALL, seed=0)
+    basis = torch.linalg.qr(torch.randn(start.numel(), 20)).Q.T
+    kept = fit_pairs(
+        lq=hq + 0.2,
+        hq=hq,
+        network=SMALL,
+        steps=100,
+        seed=0,
+        device=CPU,
+        start=start,
+        within=basis,
+        checkpoints=(0, 100),
+    )
+    assert torch.equal(kept[0], start)
+    moved = kept[1] - start
+    torch.testing.assert_close(moved @ basis.T @ basis, moved, atol=1e-5, rtol=0)
+    before, after = (
+        float((enhance(SMALL, weights, hq + 0.2) - hq).square().mean()) for weights in kept
+    )
+    assert after < 0.9 * before
+
+
+def test_within_all_directions_the_first_step_is_as_long_as_without() -> None:
+    lq, hq = torch.rand(2, 4, 1, 32, 32)
+    start = initial_weights(SMALL, seed=0)
+    plain, within = (
+        fit_pairs(
+            lq=lq, hq=hq, network=SMALL, steps=1, seed=0, device=CPU, start=start, within=basis
+        )
+        - start
+        for basis in (None, torch.linalg.qr(torch.randn(start.numel(), 10)).Q.T)
+    )
+    # Adam's first step moves every number by the rate.
+    assert float(within.norm()) == pytest.approx(float(plain.norm()), rel=0.05)
+
+
 def test_a_pool_holds_fresh_noise_of_every_slice_draw_by_draw() -> None:
     hq = torch.rand(3, 1, 32, 32)
     pool = noisy_pool(TASK, hq, draws=4, seed=1)

@@ -113,6 +113,7 @@ def clipped_parts(one: Inquiry) -> torch.Tensor:
         patients=one.patients,
         seed=request_seed(header.contract_digest, 1, "site-a"),
         device=torch.device("cpu"),
+        basis=torch.from_numpy(BASIS) if header.kind == "local-steps" else None,
     )
     bound = one.contract.patient_bound(header.kind, rows=len(one.weights))
     return torch.stack([clip(one.reduce(part).double(), norm=bound) for part in parts])

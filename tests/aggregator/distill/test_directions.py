@@ -39,7 +39,12 @@ def network(contract: RunContract = CONTRACT) -> torch.Tensor:
 
 
 def directions(contract: RunContract = CONTRACT, images: int = 8) -> torch.Tensor:
-    return public_directions(contract, prior(images), network(contract), device=CPU, on_step=silent)
+    basis, spread = public_directions(
+        contract, prior(images), network(contract), device=CPU, on_step=silent
+    )
+    assert spread.shape == (len(basis),)
+    assert float(spread.min()) >= 0
+    return basis
 
 
 def test_directions_are_orthonormal_and_hold_most_of_an_unseen_public_descent() -> None:
@@ -76,6 +81,21 @@ def test_they_follow_from_what_the_coordinator_wrote_alone() -> None:
     )
     assert torch.equal(directions(filled), directions(launched))
     assert not torch.equal(network(), network(CONTRACT.model_copy(update={"seed": 1})))
+
+
+def test_the_spread_says_how_long_public_descents_are_along_each_direction() -> None:
+    _, spread = public_directions(CONTRACT, prior(), network(), device=CPU, on_step=silent)
+    # Of principal directions, the first ones hold most.
+    torch.testing.assert_close(spread, spread.sort(descending=True).values)
+    fewer, same = public_directions(
+        CONTRACT.model_copy(update={"privacy": Privacy(directions=2)}),
+        prior(),
+        network(),
+        device=CPU,
+        on_step=silent,
+    )
+    assert fewer.shape[0] == 2
+    assert same.shape == (2,)
 
 
 def test_fewer_public_images_than_directions_are_refused() -> None:

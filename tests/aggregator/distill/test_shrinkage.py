@@ -33,6 +33,25 @@ def test_it_is_the_formula_and_never_turns_round() -> None:
     assert torch.equal(shrunk(values[:, :2], deviation=100.0), values[:, :2]), "from three on"
 
 
+def test_a_spread_says_where_the_truth_is_long() -> None:
+    generator = torch.Generator().manual_seed(1)
+    spread = torch.tensor([25.0, 9.0, 4.0] + [0.01] * 29)
+    alike, told = 0.0, 0.0
+    for _ in range(300):
+        truth = spread.sqrt() * torch.randn(1, 32, generator=generator)
+        seen = truth + torch.randn(1, 32, generator=generator)
+        alike += float((shrunk(seen, deviation=1.0) - truth).square().sum())
+        told += float((shrunk(seen, deviation=1.0, spread=7 * spread) - truth).square().sum())
+    assert told < 0.6 * alike
+    seen = torch.full((1, 12), 2.0)
+    flat = shrunk(seen, deviation=0.5, spread=torch.full((12,), 3.0))
+    torch.testing.assert_close(flat, shrunk(seen, deviation=0.5))
+    # t = (48 - 12 * 0.25 * 10 / 12) / 13 of a spread of one 2 and eleven ones.
+    lopsided = shrunk(seen, deviation=0.5, spread=torch.tensor([2.0] + [1.0] * 11))
+    expected = 45.5 / 13 * 2
+    assert float(lopsided[0, 0]) == pytest.approx(2 * expected / (expected + 2.5 / 12))
+
+
 def test_the_deviation_is_that_of_the_mean_of_sums() -> None:
     z = CONTRACT.noise_multiplier
     assert z is not None
