@@ -50,6 +50,7 @@ class _Heard:
 
     values: list[FloatArray]
     patients: list[int]
+    sites: int
     seconds: float
     """Time the slowest site says its worker spent."""
 
@@ -159,7 +160,9 @@ def _round(
         ledger,
         "distil" if phase == "probes" else phase,
         lambda: distiller.absorb(
-            [torch.from_numpy(values) for values in heard.values], patients=heard.patients
+            [torch.from_numpy(values) for values in heard.values],
+            patients=heard.patients,
+            sites=heard.sites,
         ),
     )
     journal.end_round()
@@ -210,6 +213,7 @@ def _each(
     return _Heard(
         values=[one.values for one in admitted.values()],
         patients=[one.patients_at_least for one in admitted.values()],
+        sites=len(admitted),
         seconds=max(one.seconds for one in admitted.values()),
     )
 
@@ -235,7 +239,9 @@ def _sum(
         for count, more in spent.model_dump().items():
             ledger["sites"][site][count] += more
     # One answer alone is its own mean, whatever its weight.
-    return _Heard(values=[summed.mean], patients=[1], seconds=summed.seconds)
+    return _Heard(
+        values=[summed.mean], patients=[1], sites=len(summed.sites), seconds=summed.seconds
+    )
 
 
 def _timed(ledger: dict[str, Any], phase: str, work: Callable[[], Any]) -> Any:

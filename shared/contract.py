@@ -147,7 +147,7 @@ class Privacy(Frozen):
         "local", description="each site's noise protects alone; or the secure sum's shares together"
     )
     honest: float = Field(
-        1.0, gt=0, le=1, description="of distributed noise, the share of sites that add theirs"
+        0.5, gt=0, le=1, description="of distributed noise, the share of sites that add theirs"
     )
     patients: int = Field(
         10, ge=2, le=10_000, description="public number a site's noised sum is divided by"

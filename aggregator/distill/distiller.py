@@ -137,10 +137,13 @@ class Distiller:
         """Gradients (K, D) at the last question's weights, reduced as hospitals' are: (K, R)."""
         return sketched(self._sketches, rows) if self._sketches else rows
 
-    def absorb(self, values: Sequence[Tensor], *, patients: Sequence[int]) -> None:
+    def absorb(
+        self, values: Sequence[Tensor], *, patients: Sequence[int], sites: int | None = None
+    ) -> None:
         """Takes the sites' answers to the last question and does the round's steps.
 
         ``values`` are (K, R) a site, or (P, K, R) of its patients; ``patients`` weight the sites.
+        ``sites`` says of how many a single answer is the sum.
         """
         if self._asked is None:
             raise RuntimeError("absorb() before ask()")
@@ -150,8 +153,9 @@ class Distiller:
         means = [block.mean(dim=0) for block in blocks]
         mean = averaged(means, patients=patients)
         if ask.kind == "local-steps":
-            sites = len(self.contract.members) or len(values)
-            noise = noise_deviation(self.contract, ask.kind, rows=len(mean), sites=sites)
+            noise = noise_deviation(
+                self.contract, ask.kind, rows=len(mean), sites=sites or len(values)
+            )
             mean = shrunk(mean, deviation=noise, spread=self._spread)
             descent = mean if self._basis is None else lift(self._basis, mean)
             at_most = step_bound(self.contract)

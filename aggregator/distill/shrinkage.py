@@ -35,7 +35,7 @@ def shrunk(values: Tensor, *, deviation: float, spread: Tensor | None = None) ->
 def noise_deviation(contract: RunContract, kind: Kind, *, rows: int, sites: int) -> float:
     """Standard deviation of the noise in the mean of so many sites' sums; 0 where there is none.
 
-    Distributed noise is taken to be that of all members: if fewer add theirs, there is less.
+    Distributed noise is taken to be that of all who answered, who each add their share.
     """
     multiplier, privacy = contract.noise_multiplier, contract.privacy
     if multiplier is None:

@@ -11,7 +11,8 @@ named is then that of the larger cohort. ``of clear`` is a variant's gain over t
 
 A secure sum gives the pairs of the mean, but for its fixed point and for answers that the mean
 shortens to the median length, so `federation` has no row of its own without noise. With it,
-`distributed` adds the noise once, `local` at every hospital.
+`distributed` adds the noise once, and its epsilon holds while all hospitals add their share
+(`privacy.honest` 1); `local` adds it at every hospital, whose patients need to trust no other.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def variants(quick: bool) -> dict[str, RunContract]:
     found["patient-wise"] = private
     found["directions"] = with_fields(private, privacy={"directions": DIRECTIONS})
     for epsilon in EPSILONS:
-        noised = {"epsilon": epsilon, "noise": "distributed"}
+        noised = {"epsilon": epsilon, "noise": "distributed", "honest": 1.0}
         whole = with_fields(private, granularity="federation", privacy=noised)
         reduced = with_fields(whole, privacy={"directions": DIRECTIONS})
         local = with_fields(reduced, granularity="cohort", privacy={"noise": "local"})

@@ -6,11 +6,13 @@ import torch
 from aggregator.distill.controls import noise_targets
 from aggregator.distill.distiller import Distiller
 from aggregator.distill.prior import Prior
+from aggregator.distill.shrinkage import noise_deviation, shrunk
 from shared.architectures import Residual
 from shared.contract import RunContract
-from shared.gradients import cohort_gradients
+from shared.gradients import clip, cohort_gradients
 from shared.sketch import LARGEST_SCALE, LEAST_SCALE, sketch_seed
 from shared.tasks.settings import CtDenoise
+from shared.trajectory import step_bound
 
 CPU = torch.device("cpu")
 
@@ -72,6 +74,38 @@ def test_a_request_carries_positive_scales_of_every_probe() -> None:
     assert bool(((scales >= LEAST_SCALE) & (scales <= LARGEST_SCALE)).all())
     distil.ask()
     assert torch.equal(distil.reducing()["scales"], scales), "asked again, the very same"
+
+
+def test_a_noised_sum_is_shrunk_by_the_noise_of_those_who_took_part() -> None:
+    agreed = contract()
+    document = {
+        **agreed.model_dump(mode="json"),
+        "granularity": "federation",
+        "anchor": {
+            **agreed.anchor.model_dump(),
+            "rounds": 1,
+            "descent": "patient",
+            "clip_norm": 1.0,
+            "public_steps": 2,
+        },
+        "privacy": {"epsilon": 8.0, "noise": "distributed", "honest": 1.0},
+    }
+    noised = RunContract.model_validate(document)
+    moved = {}
+    for sites in (3, 4):
+        distil = distiller(noised)
+        _, weights = distil.ask()
+        answer = torch.ones_like(weights)
+        distil.absorb([answer], patients=[1], sites=sites)
+        assert distil.anchor_weights is not None
+        deviation = noise_deviation(noised, "local-steps", rows=1, sites=sites)
+        at_most = step_bound(noised)
+        expected = clip(shrunk(answer, deviation=deviation)[0], norm=at_most)
+        torch.testing.assert_close(
+            weights[0] - distil.anchor_weights, expected, rtol=1e-3, atol=1e-6
+        )
+        moved[sites] = deviation
+    assert moved[3] > moved[4], "of more sites less noise"
 
 
 def test_an_entry_remembers_its_sketch_and_no_two_have_the_same() -> None:
