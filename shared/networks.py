@@ -39,18 +39,21 @@ def initial_weights(network: Network, *, seed: int) -> Tensor:
     return torch.cat(parts)
 
 
-def apply_network(network: Network, weights: Tensor, image: Tensor) -> Tensor:
+def apply_network(
+    network: Network, weights: Tensor, image: Tensor, *, layout: torch.memory_format = LAYOUT
+) -> Tensor:
     """Enhances ``image`` (N, 1, H, W) with flat ``weights`` (D,): image + correction.
 
-    Differentiable in both, twice; H and W are at least 8, and kept. Raises ``ValueError`` on a
-    vector of another length.
+    Differentiable in both, twice; H and W are at least 8, and kept. Under ``torch.func.vmap``,
+    which knows no other, ``layout`` must be the contiguous one. Raises ``ValueError`` on a vector
+    of another length.
     """
     if weights.numel() != parameter_count(network):
         raise ValueError(
             f"{weights.numel()} weights for a network of {parameter_count(network)} parameters"
         )
-    convolutions = list(_convolutions(network, weights))
-    return image + correction(network, convolutions, image.contiguous(memory_format=LAYOUT))
+    convolutions = list(_convolutions(network, weights, layout))
+    return image + correction(network, convolutions, image.contiguous(memory_format=layout))
 
 
 def restoration_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -58,20 +61,22 @@ def restoration_loss(output: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(output, target)
 
 
-def _convolutions(network: Network, weights: Tensor) -> Iterator[Convolution]:
+def _convolutions(
+    network: Network, weights: Tensor, layout: torch.memory_format
+) -> Iterator[Convolution]:
     """The layers of ``network`` with their parts of ``weights`` (D,) in them."""
     offset = 0
     for layer in layers(network):
         after = offset + layer.weights
         kernel, bias = weights[offset:after], weights[after : after + layer.outputs]
         offset += layer.parameters
-        yield functools.partial(_convolve, layer, _kernel(layer, kernel), bias)
+        yield functools.partial(_convolve, layer, _kernel(layer, kernel, layout), bias)
 
 
-def _kernel(layer: Layer, weight: Tensor) -> Tensor:
+def _kernel(layer: Layer, weight: Tensor, layout: torch.memory_format) -> Tensor:
     """(out, in, k, k), or (in, out, k, k) where transposed, as torch's own layers have it."""
     ends = (layer.inputs, layer.outputs) if layer.transposed else (layer.outputs, layer.inputs)
-    return weight.view(*ends, layer.kernel, layer.kernel).contiguous(memory_format=LAYOUT)
+    return weight.view(*ends, layer.kernel, layer.kernel).contiguous(memory_format=layout)
 
 
 def _convolve(layer: Layer, kernel: Tensor, bias: Tensor, image: Tensor) -> Tensor:

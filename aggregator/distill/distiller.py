@@ -15,7 +15,6 @@ Pure: no files, no sockets, no clock. Everything random follows from the contrac
 state restored from a checkpoint goes on exactly as the one it was taken from.
 """
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -27,21 +26,18 @@ from aggregator.distill.directions import Foundation, OnStep, free_network
 from aggregator.distill.matching import (
     after,
     distance_to,
-    exact_match,
-    finite_difference_match,
     robust_mean,
     variance_of_mean,
 )
 from aggregator.distill.observation import Observer
+from aggregator.distill.personas import persona_distances
 from aggregator.distill.prior import Prior
 from aggregator.distill.schedule import LEARNING_RATE, Ask, ask_of_round
 from aggregator.distill.shrinkage import noise_deviation, shrunk
 from aggregator.distill.spg import Parameters, identity_parameters, personalise_at_price
 from aggregator.distill.tiles import Tiles, tiling
-from shared.architectures import Network
 from shared.contract import RunContract
 from shared.gradients import patient_parts, request_seed
-from shared.networks import apply_network
 from shared.reduction import sketched, sketches_of
 from shared.sketch import Sketch, layer_scales
 from shared.subspace import lift
@@ -313,30 +309,20 @@ class Distiller:
         division = tiling(images.shape[-1])
         windows = division.cut(torch.cat([observed, images], dim=1), tiles)
         inside = division.inside(tiles, device=images.device)
-        windows, inside = dihedral(windows, turn), dihedral(inside, turn)
-        match = exact_match if probes.form == "exact" else finite_difference_match
-        groups, distances = len(entry.targets), list[Tensor]()
-        for group, target in enumerate(entry.targets):
-            mine, counted = windows[group::groups], inside[group::groups]
-            distance = distance_to(
-                target, name=probes.distance, network=network, variance=entry.variance
+        distances = [
+            distance_to(target, name=probes.distance, network=network, variance=entry.variance)
+            for target in entry.targets
+        ]
+        if sketch is not None:
+            distances = [after(sketch, distance) for distance in distances]
+        return robust_mean(
+            persona_distances(
+                network,
+                weights=entry.weights,
+                windows=dihedral(windows, turn),
+                counted=dihedral(inside, turn) * division.weight,
+                distances=distances,
+                form=probes.form,
+                together=images.is_cuda,
             )
-            distances.append(
-                match(
-                    functools.partial(
-                        _loss_inside, network, counted * (division.weight / len(mine))
-                    ),
-                    weights=entry.weights,
-                    lq=mine[:, :1],
-                    hq=mine[:, 1:],
-                    distance=distance if sketch is None else after(sketch, distance),
-                )
-            )
-        return robust_mean(torch.stack(distances))
-
-
-def _loss_inside(
-    network: Network, counted: Tensor, theta: Tensor, lq: Tensor, hq: Tensor
-) -> Tensor:
-    """Squared error () of a network's answers to windows, each pixel as often as ``counted``."""
-    return (counted * (apply_network(network, theta, lq) - hq).square()).sum()
+        )
