@@ -260,6 +260,7 @@ def _settings(hospital: Hospital, modality: Modality, *, home: Path) -> SiteSett
             max_local_steps=5_000,
             max_probes=4_096,
             max_requests_an_hour=1_000_000,
+            max_requests_a_day=1_000_000,
             max_parameters=100_000_000,
             max_honest=1.0,
             tasks=_all_of("tasks"),

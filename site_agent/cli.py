@@ -15,6 +15,7 @@ from shared.threads import yield_cores
 from site_agent.cohort import CohortError, build_cohort
 from site_agent.enrolment import ENROLMENT_FILE, enrol, pseudonym_key
 from site_agent.frames import call
+from site_agent.policy_file import POLICY_FILE, default_policy_text
 from site_agent.settings import SettingsError, SiteSettings, read_settings
 
 STATUS_TIMEOUT_S = 10.0
@@ -57,7 +58,8 @@ def init(
     with _told():
         settings = enrol(home=home, name=name, aggregator=aggregator, images=images)
     print(f"made {settings.home}")
-    print(f"1. read through {settings.home / 'site.toml'}: what the site allows is your decision")
+    print(f"1. read through {settings.home / 'site.toml'}, and {settings.home / POLICY_FILE}: what")
+    print("   the site allows is your decision")
     print(f"2. hand {settings.home / ENROLMENT_FILE} to the aggregator")
     print(f"3. save the aggregator's certificate as {settings.ca_path}")
     print("4. site-agent index, then site-agent up")
@@ -177,6 +179,29 @@ def budget(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
         return
     for line in found.lines():
         print(line)
+
+
+@app.command()
+def policy(
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+    default: Annotated[
+        bool, typer.Option("--default", help="Print a policy.toml with every default, explained.")
+    ] = False,
+) -> None:
+    """Say what policy.toml allows, limit by limit, and its digest. Changes nothing."""
+    if default:
+        print(default_policy_text(), end="")
+        return
+    with _told():
+        allowed = read_settings(home).policy
+    limits = allowed.model_dump(mode="json")
+    if as_json:
+        print(json.dumps({"digest": allowed.digest(), **limits}))
+        return
+    print(f"digest {allowed.digest()}")
+    for name, value in limits.items():
+        print(f"  {name}: {'no limit' if value is None else json.dumps(value)}")
 
 
 @app.command("kernel-fit")

@@ -18,13 +18,14 @@ from pydantic import ValidationError
 from shared.durable import write_durably
 from shared.release.errors import LocalError
 from shared.release.keys import read_private_key
-from site_agent.policy import Policy
+from site_agent.policy_file import POLICY_FILE, default_policy_text
 from site_agent.settings import SETTINGS_FILE, SettingsError, SiteSettings, explain_settings
 
 ENROLMENT_FILE = "enrolment.json"
 
 _TEMPLATE = """\
-# The settings of a fedstill site. Lines that begin with # show the default.
+# The settings of a fedstill site; what it allows is in policy.toml. Lines that begin with # show
+# the default.
 
 # The site's name in the study: lower-case letters, digits and hyphens.
 name = {name}
@@ -42,47 +43,14 @@ images = {images}
 
 # Slices kept of one patient, evenly spaced.
 # slices_per_patient = 32
-
-# What this site allows. A request beyond any of these limits is refused, whoever sends it.
-[policy]
-# Patients that must stand behind every summary that leaves.
-# min_patients = {min_patients}
-# Local optimiser steps one request may ask for.
-# max_local_steps = {max_local_steps}
-# Weight vectors (so: gradients) in one request.
-# max_probes = {max_probes}
-# Requests answered in any hour, over all contracts.
-# max_requests_an_hour = {max_requests_an_hour}
-# Parameters of a contract's networks.
-# max_parameters = {max_parameters}
-# Tasks the site takes part in.
-# tasks = {tasks}
-# What a summary may stand for: "cohort" is the mean over the site's patients; "federation", a sum
-# over several sites of which nobody learns this one's share; "patient", one gradient a patient,
-# says far more of each: see docs/hospital.md before you add it.
-# granularities = {granularities}
-# Sites to add up with at granularity "federation": the signing_public_key of each one's
-# enrolment.json, got from that hospital itself. Empty: whoever a contract names.
-# peers = []
-# Patients in one answer at granularity "patient"; further ones are left out.
-# max_patients = {max_patients}
-# Differential privacy, for every patient: the greatest epsilon of one run, and of all runs together
-# as `site-agent budget` counts them. By default neither is set, and runs without noise are taken
-# too; where either is set, they are refused.
-# max_epsilon = 4.0
-# epsilon_budget = 8.0
-# The largest delta of a run, and the one at which the budget is counted.
-# delta = {delta}
-# Where noise comes from all sites of a secure sum together: the share of them trusted to add it.
-# max_honest = {max_honest}
 """
 
 
 def enrol(*, home: Path, name: str, aggregator: str, images: Path) -> SiteSettings:
-    """Writes ``site.toml``, the keys of the site and ``enrolment.json`` into ``home``.
+    """Writes ``site.toml``, ``policy.toml``, the site's keys and ``enrolment.json`` into ``home``.
 
-    Keys that are there already are kept, so that a run that was cut short can be repeated. Raises
-    ``SettingsError`` where the home has settings already or a value is not valid.
+    Keys and a policy that are there already are kept, so that a run that was cut short can be
+    repeated. Raises ``SettingsError`` where the home has settings already or a value is not valid.
     """
     home = home.absolute()
     if (home / SETTINGS_FILE).exists():
@@ -103,6 +71,9 @@ def enrol(*, home: Path, name: str, aggregator: str, images: Path) -> SiteSettin
         home / ENROLMENT_FILE, json.dumps(enrolment, indent=2).encode() + b"\n", mode=0o644
     )
     complete_enrolment(settings)
+    if not (home / POLICY_FILE).exists():
+        # Readable by whoever runs the worker; a hospital may make it root's.
+        write_durably(home / POLICY_FILE, default_policy_text().encode(), mode=0o644)
     # Last: a home with settings is complete.
     write_durably(home / SETTINGS_FILE, _settings_text(settings).encode())
     return settings
@@ -176,13 +147,9 @@ def _flower_key(settings: SiteSettings) -> str:
 
 
 def _settings_text(settings: SiteSettings) -> str:
-    policy = Policy()
     return _TEMPLATE.format(
         # A JSON string is a TOML string.
         name=json.dumps(settings.name),
         aggregator=json.dumps(settings.aggregator),
         images=json.dumps(str(settings.images), ensure_ascii=False),
-        **policy.model_dump(exclude={"tasks", "granularities"}),
-        tasks=json.dumps(policy.tasks),
-        granularities=json.dumps(policy.granularities),
     )

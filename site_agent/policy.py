@@ -1,21 +1,24 @@
 """The site's own limits on what a run may ask of its images."""
 
+import hashlib
 from typing import Literal, get_args
 
 from pydantic import Field
 
 from shared.accounting import LEAST_DELTA
 from shared.contract import Granularity, Hex32, RunContract
-from shared.frozen import Frozen
+from shared.frozen import Frozen, canonical_json
 from shared.messages import MAX_PATIENTS
 from shared.tasks.settings import Modality, MultiTask
 
 PhysicalTask = Literal["ct-denoise", "ct-sr", "ct-kernel", "mr-denoise", "mr-sr", "mr-undersampled"]
 """A task by itself; a multi-task is allowed where all its parts are."""
+Family = Literal["residual", "dncnn", "red-cnn", "edsr", "unet"]
+"""A kind of network that gradients are taken of."""
 
 
 class Policy(Frozen):
-    """Limits the hospital sets in ``site.toml``; a contract beyond any of them is refused."""
+    """Limits the hospital sets in ``policy.toml``; a request beyond any of them is refused."""
 
     min_patients: int = Field(
         5, ge=2, le=10_000, description="patients that must stand behind every summary"
@@ -29,11 +32,24 @@ class Policy(Frozen):
     max_requests_an_hour: int = Field(
         60, ge=1, le=1_000_000, description="requests answered in an hour, repetitions not counted"
     )
+    max_requests_a_day: int = Field(
+        1000, ge=1, le=1_000_000, description="the same in any 24 hours"
+    )
+    max_rounds: int = Field(128, ge=1, le=10_000, description="rounds of one contract")
     max_parameters: int = Field(
         2_000_000, ge=1, le=100_000_000, description="parameters of a contract's networks"
     )
     tasks: tuple[PhysicalTask, ...] = Field(
         get_args(PhysicalTask), description="tasks the site takes part in"
+    )
+    networks: tuple[Family, ...] = Field(
+        get_args(Family), description="kinds of networks that gradients are taken of"
+    )
+    max_probe_clip: float | None = Field(
+        None, gt=0, description="length to which one patient's gradient may be clipped; none: any"
+    )
+    max_anchor_clip: float | None = Field(
+        None, gt=0, description="length to which a descent may be clipped; none: any"
     )
     granularities: tuple[Granularity, ...] = Field(
         ("cohort", "federation"),
@@ -61,6 +77,10 @@ class Policy(Frozen):
         0.5, gt=0, le=1, description="share of a secure sum's sites trusted to add their noise"
     )
 
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON: two policies that allow the same have the same."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
+
 
 def contract_violation(policy: Policy, contract: RunContract, *, parameters: int) -> str | None:
     """Why ``policy`` forbids ``contract``; None if it does not.
@@ -84,12 +104,29 @@ def contract_violation(policy: Policy, contract: RunContract, *, parameters: int
             f"anchor.local_steps {contract.anchor.local_steps} exceeds "
             f"policy.max_local_steps {policy.max_local_steps}"
         )
+    if contract.rounds > policy.max_rounds:
+        return f"{contract.rounds} rounds exceed policy.max_rounds {policy.max_rounds}"
+    for network in (contract.student, contract.anchor_network):
+        if network.kind not in policy.networks:
+            return f"network {network.kind} is not among policy.networks"
     if parameters > policy.max_parameters:
         return (
             f"a network of {parameters} parameters exceeds "
             f"policy.max_parameters {policy.max_parameters}"
         )
-    return privacy_violation(policy, contract)
+    return clip_violation(policy, contract) or privacy_violation(policy, contract)
+
+
+def clip_violation(policy: Policy, contract: RunContract) -> str | None:
+    """Why ``policy`` forbids how little ``contract`` clips; None if it does not."""
+    for asked, own, clip, limit in (
+        (contract.probes.requests, "probes", contract.probes.clip_norm, policy.max_probe_clip),
+        (contract.anchor.rounds, "anchor", contract.anchor.clip_norm, policy.max_anchor_clip),
+    ):
+        if asked and limit is not None and clip > limit:
+            name = "max_probe_clip" if own == "probes" else "max_anchor_clip"
+            return f"{own}.clip_norm {clip:g} exceeds policy.{name} {limit:g}"
+    return None
 
 
 def privacy_violation(policy: Policy, contract: RunContract) -> str | None:

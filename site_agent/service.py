@@ -11,12 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from shared.messages import MessageError, StatusQueryHeader, decode
+from shared.messages import MessageError, RefusalCode, StatusQueryHeader, decode
 from site_agent.cohort import INDEX_FILE, Cohort, CohortError, open_cohort
 from site_agent.enrolment import complete_enrolment
 from site_agent.frames import MAX_FRAME_BYTES, recv_frame, send_frame, socket_address
-from site_agent.incidents import log, log_to
+from site_agent.incidents import RefusedError, log, log_to, refuse
 from site_agent.outbox import Outbox
+from site_agent.policy import Policy
+from site_agent.policy_file import POLICY_FILE, PolicyError, read_policy
 from site_agent.settings import SiteSettings
 from site_agent.summaries import device
 from site_agent.worker import answer, set_threads
@@ -55,6 +57,35 @@ class CurrentCohort:
             return self._cohort
 
 
+class CurrentPolicy:
+    """The site's policy as it is on the disk: a change holds from the next request on."""
+
+    def __init__(self, settings: SiteSettings) -> None:
+        self._home = settings.home
+        self._stamp = self._stamped()
+        self._policy: Policy | PolicyError = settings.policy
+
+    def get(self) -> Policy:
+        """The policy. Raises ``PolicyError`` where the file is lost or not valid."""
+        stamp = self._stamped()
+        if stamp is None or stamp != self._stamp:
+            try:
+                self._policy = read_policy(self._home)
+            except PolicyError as error:
+                self._policy = error
+            self._stamp = stamp
+        if isinstance(self._policy, PolicyError):
+            raise self._policy
+        return self._policy
+
+    def _stamped(self) -> tuple[int, int, int] | None:
+        try:
+            information = (self._home / POLICY_FILE).stat()
+        except OSError:
+            return None
+        return information.st_ino, information.st_mtime_ns, information.st_size
+
+
 def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
     """Answers requests until SIGTERM or SIGINT; says ``worker ready`` once it listens.
 
@@ -78,11 +109,18 @@ def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
     computing = threading.Lock()
     outbox = Outbox(settings.outbox_path)
 
+    policy = CurrentPolicy(settings)
+
     def respond(payload: bytes) -> bytes:
         if _is_status_query(payload):
             return answer(payload, settings=settings, cohort=current.get(), outbox=outbox)
         with computing:
-            return answer(payload, settings=settings, cohort=current.get(), outbox=outbox)
+            try:
+                allowed = settings.model_copy(update={"policy": policy.get()})
+            except PolicyError as error:
+                reason = RefusedError(RefusalCode.POLICY, str(error))
+                return refuse(site=settings.name, code=reason.code, error=reason)
+            return answer(payload, settings=allowed, cohort=current.get(), outbox=outbox)
 
     with _only_worker(settings.home), _listener(settings.socket_path) as listener:
         cohort = current.get()

@@ -1,4 +1,4 @@
-"""The site's settings: ``site.toml`` in the site's home."""
+"""The site's settings: ``site.toml`` in the site's home, and the policy beside it."""
 
 import tomllib
 from pathlib import Path
@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from shared.frozen import Frozen, Slug
 from shared.tasks.settings import Modality
 from site_agent.policy import Policy
+from site_agent.policy_file import POLICY_FILE, PolicyError, read_policy
 
 SETTINGS_FILE = "site.toml"
 
@@ -91,7 +92,7 @@ class SiteSettings(Frozen):
 
 
 def read_settings(home: Path) -> SiteSettings:
-    """Reads ``home/site.toml``; a relative ``images`` is taken from ``home``.
+    """Reads ``home/site.toml`` and ``policy.toml``; a relative ``images`` is taken from ``home``.
 
     Raises ``SettingsError`` naming the field (or the line) and the fix.
     """
@@ -109,11 +110,19 @@ def read_settings(home: Path) -> SiteSettings:
         raise SettingsError(f"{path}: is not valid TOML: {error}") from None
     if "home" in document:
         raise SettingsError(f"{path}: home: is the file's own folder; remove the line")
+    if "policy" in document:
+        raise SettingsError(
+            f"{path}: [policy]: lives in {home / POLICY_FILE} now: move the table's lines there, "
+            "without the line [policy], and remove it here"
+        )
     images = document.get("images")
     if isinstance(images, str) and images:
         document["images"] = home / Path(images).expanduser()
     try:
-        return SiteSettings.model_validate({**document, "home": home})
+        settings = SiteSettings.model_validate({**document, "home": home})
+        return settings.model_copy(update={"policy": read_policy(home)})
+    except PolicyError as error:
+        raise SettingsError(str(error)) from None
     except ValidationError as error:
         raise SettingsError(f"{path}: {explain_settings(error)}") from None
 
@@ -124,8 +133,9 @@ def explain_settings(error: ValidationError) -> str:
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         field = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            model = Policy if field.startswith("policy.") else SiteSettings
-            known = ", ".join(name for name in model.model_fields if name != "home")
+            known = ", ".join(
+                name for name in SiteSettings.model_fields if name not in ("home", "policy")
+            )
             parts.append(f"{field}: unknown setting, remove it; known: {known}")
         elif item["type"] == "missing":
             parts.append(f"{field}: missing, add it")

@@ -7,8 +7,8 @@ How a request is answered:
    secure sum, its members and this attempt are right (``membership.py``);
 3. an answer given before under this contract and round goes out again, byte for byte; another
    request under that round is refused;
-4. not too many were answered in the last hour; the cohort is of the contract's modality and has
-   enough patients; the weights are such as honest training gives (``guards.py``);
+4. not too many were answered in the last hour and day; the cohort is of the contract's modality
+   and has enough patients; the weights are such as honest training gives (``guards.py``);
 5. charge the privacy ledger, where the contract has differential privacy (``ledger.py``);
 6. compute, check the result, mask it for a secure sum, write it to the outbox, return it.
 
@@ -53,6 +53,7 @@ from site_agent.summaries import contribution, device, inquiry, summarise
 
 THREADS_VARIABLE = "FEDSTILL_THREADS"
 HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
 
 
 def answer(
@@ -252,12 +253,17 @@ def _earlier_answer(header: ProbeHeader, request_digest: str, outbox: Outbox) ->
 
 
 def _refuse_too_often(settings: SiteSettings, outbox: Outbox) -> None:
-    allowed = settings.policy.max_requests_an_hour
-    answered = outbox.answered(since=time.time() - HOUR_S)
-    if answered >= allowed:
-        raise RefusedError(
-            RefusalCode.TOO_OFTEN, f"{answered} answers in an hour, the policy allows {allowed}"
-        )
+    policy, now = settings.policy, time.time()
+    for period, seconds, allowed in (
+        ("an hour", HOUR_S, policy.max_requests_an_hour),
+        ("a day", DAY_S, policy.max_requests_a_day),
+    ):
+        answered = outbox.answered(since=now - seconds)
+        if answered >= allowed:
+            raise RefusedError(
+                RefusalCode.TOO_OFTEN,
+                f"{answered} answers in {period}, the policy allows {allowed}",
+            )
 
 
 def _refuse_bad_weights(header: ProbeHeader, weights: FloatArray, outbox: Outbox) -> None:

@@ -23,6 +23,7 @@ from shared.tasks.settings import (
     MultiTask,
 )
 from site_agent.intake.reasons import SkipReason
+from site_agent.policy import Policy
 from site_agent.settings import SiteSettings
 
 ROOT = Path(__file__).parent.parent
@@ -94,7 +95,17 @@ def test_every_choice_of_a_contract_is_documented() -> None:
     [
         (
             "site-agent",
-            ["init", "index", "worker", "connect", "up", "status", "budget", "kernel-fit"],
+            [
+                "init",
+                "index",
+                "worker",
+                "connect",
+                "up",
+                "status",
+                "budget",
+                "policy",
+                "kernel-fit",
+            ],
         ),
         ("aggregator", ["init", "up", "site add", "launch", "simulate", "attack"]),
         ("distilled", ["get", "verify", "info", "train"]),
@@ -125,7 +136,11 @@ def test_every_command_is_documented(program: str, commands: list[str]) -> None:
 @pytest.mark.parametrize(
     ("page", "names"),
     [
-        ("docs/hospital.md", [f for f in fields(SiteSettings) if f != "home"]),
+        (
+            "docs/hospital.md",
+            [f for f in fields(SiteSettings) if f != "home" and not f.startswith("policy.")],
+        ),
+        ("docs/hospital.md", fields(Policy)),
         ("docs/coordinator.md", fields(AggregatorSettings)),
         ("docs/coordinator.md", fields(RunContract)),
     ],

@@ -56,11 +56,9 @@ def budget(federation: Federation, site: str) -> dict[str, Any]:
 
 def allow(federation: Federation, site: str) -> None:
     """What a hospital's IT writes into its policy for this study."""
-    settings = federation.site(site) / "site.toml"
-    text = settings.read_text()
-    assert "[policy]\n" in text
+    policy = federation.site(site) / "policy.toml"
     allowed = 1.0 if site == REFUSING else 3.0
-    settings.write_text(text.replace("[policy]\n", f"[policy]\nmax_epsilon = {allowed}\n"))
+    policy.write_text(f"{policy.read_text()}\nmax_epsilon = {allowed}\n")
 
 
 @pytest.mark.slow

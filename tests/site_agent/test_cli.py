@@ -265,8 +265,8 @@ def test_budget_says_what_was_spent_and_what_needs_a_fix(invoke, tmp_path):
     assert said.exit_code == 0
     assert "spent: epsilon 0" in said.output and "budget: none" in said.output
     home = tmp_path / "home"
-    settings = home / "site.toml"
-    settings.write_text(settings.read_text() + "epsilon_budget = 8.0\n")
+    policy = home / "policy.toml"
+    policy.write_text(policy.read_text() + "epsilon_budget = 8.0\n")
     found = json.loads(invoke("budget", "--json").output)
     assert found["site"] == "site-a"
     assert (found["epsilon_spent"], found["epsilon_left"], found["contracts"]) == (0, 8.0, [])
@@ -275,3 +275,19 @@ def test_budget_says_what_was_spent_and_what_needs_a_fix(invoke, tmp_path):
     damaged = invoke("budget")
     assert damaged.exit_code == 2
     assert "charges.json: is damaged" in damaged.output
+
+
+def test_policy_says_what_is_allowed_and_makes_a_lost_file_anew(invoke, tmp_path):
+    init(invoke, tmp_path)
+    said = json.loads(invoke("policy", "--json").output)
+    assert (said["min_patients"], said["max_epsilon"]) == (5, None)
+    file = tmp_path / "home" / "policy.toml"
+    written = file.read_text()
+    file.unlink()
+    lost = invoke("policy")
+    assert lost.exit_code == 2 and "site-agent policy --default >" in lost.output
+    assert invoke("policy", "--default").stdout == written
+    file.write_text(written + "min_patients = 7\n")
+    changed = invoke("policy").output
+    assert "min_patients: 7" in changed and "max_epsilon: no limit" in changed
+    assert said["digest"] not in changed

@@ -44,6 +44,13 @@ def test_a_home_is_never_overwritten(tmp_path):
     assert (tmp_path / "keys" / "flower").read_bytes() == key
 
 
+def test_a_policy_that_is_there_is_kept(tmp_path):
+    tmp_path.joinpath("policy.toml").write_text("min_patients = 9\n")
+    make(tmp_path)
+    assert (tmp_path / "policy.toml").read_text() == "min_patients = 9\n"
+    assert read_settings(tmp_path).policy.min_patients == 9
+
+
 def test_mistakes_leave_nothing(tmp_path):
     with pytest.raises(SettingsError, match="aggregator: write HOST:PORT"):
         make(tmp_path / "home", aggregator="localhost")

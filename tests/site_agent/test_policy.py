@@ -2,6 +2,7 @@ from typing import get_args
 
 import pytest
 
+from shared.architectures import FAMILIES
 from shared.contract import Anchor, Privacy, Probes, RunContract
 from shared.tasks.settings import CtDenoise, CtSr, MrDenoise, MrSr, MultiTask, SingleTask
 from site_agent.policy import (
@@ -28,6 +29,10 @@ def test_the_default_policy_allows_the_default_contract():
         (Policy(max_parameters=39_999), "max_parameters"),
         (Policy(tasks=()), "tasks"),
         (Policy(granularities=()), "granularities"),
+        (Policy(networks=("dncnn",)), "networks"),
+        (Policy(max_rounds=5), "max_rounds"),
+        (Policy(max_probe_clip=0.049), "max_probe_clip"),
+        (Policy(max_anchor_clip=2.9), "max_anchor_clip"),
     ],
 )
 def test_each_limit_refuses_a_contract(policy, named):
@@ -39,6 +44,15 @@ def test_each_limit_refuses_a_contract(policy, named):
 def test_local_steps_do_not_matter_where_the_contract_asks_for_none():
     contract = RunContract(name="x", anchor=Anchor(rounds=0, local_steps=5000))
     assert contract_violation(Policy(max_local_steps=0), contract, parameters=1) is None
+
+
+def test_clipping_does_not_matter_where_nothing_of_its_kind_is_asked():
+    contract = RunContract(name="x", anchor=Anchor(rounds=0))
+    assert contract_violation(Policy(max_anchor_clip=1e-9), contract, parameters=1) is None
+
+
+def test_policy_knows_every_kind_of_network_and_allows_it_by_default():
+    assert set(Policy().networks) == set(FAMILIES)
 
 
 def test_requests_end_with_the_contracts_rounds():

@@ -120,6 +120,14 @@ def test_the_worker_answers_has_no_network_and_survives_being_killed(settings):
         index(settings, patients=2)
         refused = decode(call(settings.socket_path, request(round=2), timeout_s=60)).header
         assert (refused.type, refused.code) == ("refusal", "too-few-patients")
+        # A changed policy, too; and one that is lost allows nothing.
+        policy = settings.home / "policy.toml"
+        for text in ('tasks = ["mr-sr"]\n', "damaged", None):
+            policy.unlink() if text is None else policy.write_text(text)
+            refused = decode(call(settings.socket_path, request(), timeout_s=60)).header
+            assert (refused.type, refused.code) == ("refusal", "policy")
+        policy.write_text("")
+        assert call(settings.socket_path, request(round=1), timeout_s=60) == answer
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert not settings.socket_path.exists()

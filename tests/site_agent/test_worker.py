@@ -342,6 +342,17 @@ def test_no_more_requests_are_answered_in_an_hour_than_the_policy_allows(site, m
     assert decode(site(request(round=2), settings=twice)).header.type == "summary"
 
 
+def test_no_more_requests_are_answered_in_a_day_than_the_policy_allows(site, monkeypatch):
+    daily = Policy(max_requests_a_day=1)
+    settings = site.settings.model_copy(update={"policy": daily})
+    assert decode(site(request(round=1), settings=settings)).header.type == "summary"
+    now = time.time()
+    monkeypatch.setattr(worker.time, "time", lambda: now + 23 * worker.HOUR_S)
+    assert code_of(site(request(round=2), settings=settings)) is RefusalCode.TOO_OFTEN
+    monkeypatch.setattr(worker.time, "time", lambda: now + 25 * worker.HOUR_S)
+    assert decode(site(request(round=2), settings=settings)).header.type == "summary"
+
+
 def without_guards(monkeypatch):
     """For tests that ask under two contracts, each of which names a start, at the same weights."""
     monkeypatch.setattr(worker, "weights_violation", lambda *_, **__: None)

@@ -1,0 +1,104 @@
+"""The policy's file: ``policy.toml`` in the site's home, written once and then the hospital's.
+
+The agent reads it, and never writes it after ``site-agent init``. A home without one allows
+nothing: a lost file must not loosen what was allowed.
+"""
+
+import json
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from site_agent.policy import Policy
+
+POLICY_FILE = "policy.toml"
+
+_TEMPLATE = """\
+# What this site allows. A request beyond any of these limits is refused, whoever sends it, before
+# an image is read. The file is the hospital's: site-agent reads it and never writes it again. A
+# change holds from the next request on. Lines that begin with # show the default.
+
+# Patients that must stand behind every summary that leaves.
+# min_patients = {min_patients}
+# Local optimiser steps one request may ask for.
+# max_local_steps = {max_local_steps}
+# Weight vectors (so: gradients) in one request.
+# max_probes = {max_probes}
+# Rounds of one contract.
+# max_rounds = {max_rounds}
+# Requests answered in any hour, and in any 24 hours, over all contracts.
+# max_requests_an_hour = {max_requests_an_hour}
+# max_requests_a_day = {max_requests_a_day}
+# Parameters of a contract's networks, and their kinds.
+# max_parameters = {max_parameters}
+# networks = {networks}
+# Tasks the site takes part in.
+# tasks = {tasks}
+# The length to which a contract must clip one patient's gradient, and a descent, at the least
+# strict. By default whatever the contract says.
+# max_probe_clip = 0.05
+# max_anchor_clip = 3.0
+# What a summary may stand for: "cohort" is the mean over the site's patients; "federation", a sum
+# over several sites of which nobody learns this one's share; "patient", one gradient a patient,
+# says far more of each: see docs/hospital.md before you add it.
+# granularities = {granularities}
+# Sites to add up with at granularity "federation": the signing_public_key of each one's
+# enrolment.json, got from that hospital itself. Empty: whoever a contract names.
+# peers = []
+# Patients in one answer at granularity "patient"; further ones are left out.
+# max_patients = {max_patients}
+# Differential privacy, for every patient: the greatest epsilon of one run, and of all runs together
+# as `site-agent budget` counts them. By default neither is set, and runs without noise are taken
+# too; where either is set, they are refused.
+# max_epsilon = 4.0
+# epsilon_budget = 8.0
+# The largest delta of a run, and the one at which the budget is counted.
+# delta = {delta}
+# Where noise comes from all sites of a secure sum together: the share of them trusted to add it.
+# max_honest = {max_honest}
+"""
+_LISTS = ("tasks", "networks", "granularities")
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be read or is not valid; the text names the file, the field, the fix."""
+
+
+def read_policy(home: Path) -> Policy:
+    """What ``home/policy.toml`` allows. Raises ``PolicyError``."""
+    path = home / POLICY_FILE
+    try:
+        return Policy.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise PolicyError(
+            f"{path}: not found, so nothing is allowed; `site-agent policy --default > {path}` "
+            "makes one with the defaults, to read through"
+        ) from None
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path}: is not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise PolicyError(f"{path}: {_explained(error)}") from None
+
+
+def default_policy_text() -> str:
+    """A ``policy.toml`` with every limit at its default, explained."""
+    policy = Policy()
+    return _TEMPLATE.format(
+        **policy.model_dump(exclude=set(_LISTS)),
+        **{name: json.dumps(getattr(policy, name)) for name in _LISTS},
+    )
+
+
+def _explained(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        field = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(Policy.model_fields)
+            parts.append(f"{field}: unknown limit, remove it; known: {known}")
+        else:
+            parts.append(f"{field}: {item['msg']}")
+    return "; ".join(parts)
