@@ -28,7 +28,7 @@ from torch import Tensor
 
 from aggregator.arms import Arm, Distillation, Images, Teacher, training_sets
 from aggregator.distill.prior import Prior
-from aggregator.utility import ROWS, figures, pairs_digest, row
+from aggregator.utility import ROWS, anchor_gain, figures, pairs_digest, row
 from shared import training
 from shared.architectures import Network
 from shared.contract import RunContract
@@ -72,6 +72,10 @@ class Judged:
     seconds: float
 
 
+BEGINNING = "public_network"
+"""Beside the rows: the network that the anchor began as, itself."""
+
+
 def utility_rows(
     *,
     contract: RunContract,
@@ -110,11 +114,15 @@ def utility_rows(
         public=public,
         every_variant=every_variant,
     )
+    if "anchor" in rows:
+        arms += [Arm(BEGINNING, teacher=one.public) for one in distillations if one.public]
     judged = judge_arms(arms, holdout, judge=judge, cache=cache, on_progress=on_progress)
     made = table_rows(arms, judged)
+    beginning = made.pop(BEGINNING, None)
     return {
         "rows": made,
         **figures(made),
+        **anchor_gain(made.get("anchor"), beginning),
         "judge": judge.network.model_dump(mode="json"),
         "steps": judge.steps,
         "judge_seeds": judge.seeds,

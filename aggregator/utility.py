@@ -104,6 +104,22 @@ def figures(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def anchor_gain(
+    anchor: Mapping[str, Any] | None, beginning: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """How much better the anchor is than the network it began as, which saw what is free alone.
+
+    What the hospitals' answers taught, before any pair is made of it; None where one is not known.
+    """
+    if anchor is None or beginning is None:
+        return {"anchor_gain": None, "anchor_gain_interval": None}
+    rows = {"anchor": anchor, "beginning": beginning}
+    return {
+        "anchor_gain": float(anchor["psnr"]["mean"]) - float(beginning["psnr"]["mean"]),
+        "anchor_gain_interval": _difference_interval(rows, "anchor", "beginning"),
+    }
+
+
 def best_null(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The row of the highest mean PSNR among those that used no hospital data."""
     nulls = [name for name in rows if name not in HOSPITAL_ROWS]
@@ -255,6 +271,7 @@ def table_text(table: Mapping[str, Any]) -> str:
         ("gap_closed", None, ".0%"),
         ("distance_to_full", "distance_to_full_interval", "+.2f"),
         ("above_real_same_bytes", "above_real_same_bytes_interval", "+.2f"),
+        ("anchor_gain", "anchor_gain_interval", "+.2f"),
     ):
         value = table.get(name)
         text = "–" if value is None else format(value, form)

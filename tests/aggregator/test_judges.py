@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from aggregator import judges
-from aggregator.arms import Arm, Distillation, drawn
+from aggregator.arms import Arm, Distillation, Teacher, drawn
 from aggregator.distill.prior import build_prior
 from aggregator.judges import Judge, Judged, judge_arms, table_rows, utility_rows
 from aggregator.utility import pairs_digest
 from shared.architectures import Residual
 from shared.contract import Anchor, RunContract
 from shared.gradients import request_seed
+from shared.networks import initial_weights
 from shared.tasks.settings import CtDenoise
-from shared.training import Score, evaluate, fit_pairs
+from shared.training import Score, evaluate, fit_pairs, score
 
 TASK = CtDenoise(size_px=32, angles=60, bins=48, pixel_mm=9.0)
 SMALL = Residual(depth=2, width=4)
@@ -155,7 +156,12 @@ def test_of_variants_the_best_is_the_row_and_all_are_named() -> None:
 @pytest.mark.slow
 def test_the_table_of_chosen_rows(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    distillation = Distillation(CONTRACT, lq=images(2, 1), hq=images(2, 2))
+    taught, free = (
+        Teacher(SMALL, initial_weights(SMALL, seed=seed), symmetric=False) for seed in (1, 2)
+    )
+    distillation = Distillation(
+        CONTRACT, lq=images(2, 1), hq=images(2, 2), anchor=taught, public=free
+    )
     table = utility_rows(
         contract=CONTRACT,
         distillations=[distillation],
@@ -165,11 +171,27 @@ def test_the_table_of_chosen_rows(tmp_path: Path) -> None:
         public=None,
         judge=Judge(task=TASK, network=SMALL, steps=30, seeds=2, workers=2),
         cache=tmp_path,
-        rows=("input", "prior", "prior_textured", "public_direct", "distilled", "full"),
+        rows=("input", "prior", "prior_textured", "public_direct", "distilled", "anchor", "full"),
         on_progress=lambda done, total, eta_s: seen.append((done, total)),
     )
-    assert list(table["rows"]) == ["input", "prior", "prior_textured", "distilled", "full"]
-    assert {row["psnr"]["n"] for name, row in table["rows"].items() if name != "input"} == {2}
+    wanted = ["input", "prior", "prior_textured", "distilled", "anchor", "full"]
+    assert list(table["rows"]) == wanted
+    trained = set(wanted) - {"input", "anchor"}
+    assert {table["rows"][name]["psnr"]["n"] for name in trained} == {2}
+    patients = [torch.from_numpy(one) for one in HOLDOUT]
+    before, after = (
+        np.mean(
+            score(
+                one.restore,
+                patients=patients,
+                task=TASK,
+                seed=request_seed("judge-noise"),
+                device=torch.device("cpu"),
+            ).psnr_db
+        )
+        for one in (free, taught)
+    )
+    assert table["anchor_gain"] == pytest.approx(after - before, abs=1e-4)
     assert seen[-1] == (30 * 2 * 4, 30 * 2 * 4)
     assert table["bytes_published"] == 2 * 2 * 32 * 32 * 4
     assert table["bytes_raw"] == sum(one.nbytes for one in HOLDOUT)

@@ -6,6 +6,7 @@ import pytest
 
 from aggregator.utility import (
     ROWS,
+    anchor_gain,
     best_null,
     figures,
     gate,
@@ -51,6 +52,18 @@ def test_figures_follow_from_the_rows() -> None:
     assert made["gap_closed"] == pytest.approx(0.75)
     assert made["distance_to_full"] == pytest.approx(1.0)
     assert made["above_real_same_bytes"] == pytest.approx(0.5)
+
+
+def test_the_anchors_gain_is_over_the_network_it_began_as() -> None:
+    rows = of_means(anchor=35.0, beginning=34.6)
+    made = anchor_gain(rows["anchor"], rows["beginning"])
+    assert made["anchor_gain"] == pytest.approx(0.4)
+    assert made["anchor_gain_interval"] == pytest.approx([0.4, 0.4])
+    assert "anchor_gain              +0.40 dB  [+0.40, +0.40]" in table_text(
+        {"rows": {}, "best_null": None, **made}
+    )
+    assert anchor_gain(None, rows["beginning"])["anchor_gain"] is None
+    assert anchor_gain(rows["anchor"], None) == {"anchor_gain": None, "anchor_gain_interval": None}
 
 
 def test_rows_of_hospital_data_are_never_the_null() -> None:

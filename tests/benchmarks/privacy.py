@@ -147,15 +147,16 @@ def overview(tables: dict[str, dict[str, Any]]) -> str:
     """One line a variant; the last column is the share of the clear variant's gain."""
     clear = tables.get("clear", {}).get("gain_over_best_null")
     lines = [
-        f"{'variant':<30}{'anchor':>8}{'pairs':>8}{'± std':>7}{'null':>8}{'full':>8}"
+        f"{'variant':<30}{'anchor gain':>12}{'pairs':>8}{'± std':>7}{'null':>8}{'full':>8}"
         f"{'gain':>8}  {'95% of patients':<18}{'share':>7}{'of clear':>9}"
     ]
     for name, table in tables.items():
         rows = {row: table["rows"][row]["psnr"] for row in table["rows"]}
         gain, ends = table["gain_over_best_null"], table["gain_interval"]
-        share = table["share_recovered"]
+        share, learned = table["share_recovered"], table["anchor_gain"]
         lines.append(
-            f"{name:<30}{rows['anchor']['mean']:8.2f}{rows['distilled']['mean']:8.2f}"
+            f"{name:<30}{'–' if learned is None else f'{learned:+.2f}':>12}"
+            f"{rows['distilled']['mean']:8.2f}"
             f"{rows['distilled']['std']:7.2f}{rows[table['best_null']]['mean']:8.2f}"
             f"{rows['full']['mean']:8.2f}{gain:+8.2f}  {ends[0]:+.2f} to {ends[1]:+.2f}    "
             f"{'–' if share is None else f'{share:.0%}':>7}"
