@@ -1,9 +1,10 @@
-"""The ``aggregator`` command: init, up, site add, launch, simulate, attack."""
+"""The ``aggregator`` command: init, up, site add, list and revoke, launch, simulate, attack."""
 
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,9 @@ def init(
     public_name: Annotated[
         str | None, typer.Option(help="Name or IP address the sites reach this machine under.")
     ] = None,
+    public_port: Annotated[
+        int | None, typer.Option(help="Port the sites reach, the edge proxy's.")
+    ] = None,
     superlink_port: Annotated[
         int | None, typer.Option(help="Loopback port of the SuperLink (never public).")
     ] = None,
@@ -53,6 +57,7 @@ def init(
     """Creates the home: settings, own CA, server certificate, release key. Safe to repeat."""
     given = {
         "public_name": public_name,
+        "public_port": public_port,
         "superlink_port": superlink_port,
         "api_host": api_host,
         "api_port": api_port,
@@ -62,8 +67,7 @@ def init(
     settings = made.settings
     document = {
         "home": str(made.root),
-        "ca": str(made.tls / "ca.crt"),
-        "superlink": f"{settings.public_name}:{settings.superlink_port}",
+        "superlink": settings.public_address,
         "api": made.api_url,
         "release_key": str(made.release_key.with_suffix(".pub")),
     }
@@ -72,7 +76,7 @@ def init(
         return
     typer.echo(
         f"Aggregator home {made.root}\n"
-        f"  give each site:  {document['ca']}  and the address  {document['superlink']}\n"
+        f"  tell each site the address: {document['superlink']}\n"
         f"  give researchers: {document['release_key']}\n"
         f"Next: `aggregator up --home {home}`, then `aggregator site add ENROLMENT.json`."
     )
@@ -96,28 +100,75 @@ def add_site(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Enrols a site. Works whether or not the aggregator is up; safe to repeat."""
+    """Enrols a site and writes the kit it joins with. With the SuperLink up or not; repeatable."""
     with _clear_errors():
-        from aggregator.enrolment import read_enrolment, record_site, register_sites
-        from aggregator.superlink import SuperLinkError, superlink
+        from aggregator.enrolment import read_enrolment, record_site, write_kit
 
         place = _existing(home)
         read = read_enrolment(enrolment)
         new = record_site(place, read)
-        try:
-            with superlink(place) as link:
-                register_sites(place, link)
-            registered = True
-        except SuperLinkError:
-            registered = False
-    document = {"name": read.name, "new": new, "registered": registered}
+        kit = write_kit(place, read)
+        registered = _tell_superlink(place)
+    document = {"name": read.name, "new": new, "registered": registered, "kit": str(kit)}
     if as_json:
         typer.echo(json.dumps(document))
         return
     typer.echo(
         f"site {read.name} {'enrolled' if new else 'was enrolled already'}"
         + ("" if registered else "; the SuperLink is not up and learns of it at `aggregator up`")
+        + f"\nhand over to the site, for `site-agent join`: {kit}"
     )
+
+
+@site.command("revoke")
+def revoke(
+    name: Annotated[str, typer.Argument(help="The site's name.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Refuses a site's keys from now on, for good. Works whether or not the aggregator is up."""
+    with _clear_errors():
+        from aggregator.enrolment import revoke_site
+
+        place = _existing(home)
+        new = revoke_site(place, name)
+        applied = _tell_superlink(place)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "new": new, "applied": applied}))
+        return
+    typer.echo(
+        f"site {name} {'revoked' if new else 'was revoked already'}"
+        + ("" if applied else "; the SuperLink is not up, and refuses it when it starts again")
+    )
+
+
+@site.command("list")
+def list_sites(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Shows the sites: enrolled and revoked ones, and who is online."""
+    with _clear_errors():
+        from aggregator.enrolment import site_states
+
+        states = site_states(_existing(home))
+    if as_json:
+        typer.echo(json.dumps({"sites": [asdict(state) for state in states]}))
+        return
+    for state in states:
+        typer.echo(f"{state.name}  {state.state}  key {state.key}")
+    if not states:
+        typer.echo("no site is enrolled: `aggregator site add ENROLMENT.json`")
+
+
+def _tell_superlink(home: AggregatorHome) -> bool:
+    """Whether the SuperLink is up, and now accepts and refuses whom it should."""
+    from aggregator.enrolment import register_sites
+    from aggregator.superlink import SuperLinkError, superlink
+
+    try:
+        with superlink(home) as link:
+            register_sites(home, link)
+    except SuperLinkError:
+        return False
+    return True
 
 
 @app.command()

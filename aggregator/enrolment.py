@@ -1,11 +1,13 @@
 """Sites and their keys: what a hospital hands over once, and what the SuperLink is told of it.
 
-``sites/NAME.json`` is the record; the SuperLink's own database follows it, at once where the
-SuperLink is up and at the next ``aggregator up`` where it is not.
+``sites/NAME.json`` is the record, ``revoked/NAME-….json`` that of a site whose keys are refused for
+good; the SuperLink's own database follows both, at once where the SuperLink is up and at the next
+``aggregator up`` where it is not.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,32 +15,19 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from aggregator.home import AggregatorHome
-from aggregator.superlink import SuperLink
-from shared.contract import Hex32, Member
-from shared.durable import write_durably
-from shared.frozen import Frozen, Slug, explain
-
-MAX_BYTES = 64 * 1024
+from aggregator.superlink import SuperLink, SuperLinkError, superlink
+from shared.contract import Member
+from shared.durable import sync_folder, write_durably
+from shared.enrolment import MAX_BYTES, Enrolment, Kit
+from shared.frozen import explain
+from shared.release.keys import key_id, read_public_key
 
 
 class EnrolmentError(ValueError):
     """An enrolment that cannot be accepted; names the file, the field and the fix."""
-
-
-class Enrolment(Frozen):
-    """``enrolment.json`` of a site: public parts only."""
-
-    version: Literal[1] = 1
-    name: Slug
-    flower_public_key: str = Field(
-        max_length=1024, description="OpenSSH line of the site's ECDSA P-384 public key"
-    )
-    signing_public_key: Hex32 | None = Field(
-        None, description="Ed25519, of secure sums; earlier versions have none"
-    )
 
 
 def read_enrolment(path: Path) -> Enrolment:
@@ -75,11 +64,17 @@ def record_site(home: AggregatorHome, enrolment: Enrolment) -> bool:
     """Writes ``sites/NAME.json``; gives whether it is new.
 
     A record without a signing key takes one over. Raises ``EnrolmentError`` where the name is taken
-    by another key, or a key by another name.
+    by another key, a key by another name, or where a key has been revoked.
     """
+    for gone in revoked_sites(home):
+        if _share_a_key(gone, enrolment):
+            raise EnrolmentError(
+                f"this key was revoked, as site {gone.name}: let the site make a new home "
+                "(`site-agent init --home FOLDER`) and hand over the enrolment.json of that"
+            )
     for other in enrolled_sites(home):
         same_name = other.name == enrolment.name
-        same_key = _key_fields(other) == _key_fields(enrolment)
+        same_key = other.key_fields() == enrolment.key_fields()
         keeps_signing = enrolment.signing_public_key in (None, other.signing_public_key)
         if same_name and same_key and keeps_signing:
             return False
@@ -88,23 +83,108 @@ def record_site(home: AggregatorHome, enrolment: Enrolment) -> bool:
         if same_name:
             raise EnrolmentError(
                 f"site {enrolment.name} is enrolled with another key: let the site choose another "
-                f"name, or remove {home.sites / f'{other.name}.json'} if the old key is retired"
+                f"name, or `aggregator site revoke {other.name}` if the old key is retired"
             )
-        same_signing = enrolment.signing_public_key == other.signing_public_key is not None
-        if same_key or same_signing:
+        if _share_a_key(other, enrolment):
             raise EnrolmentError(f"this key is enrolled already, as site {other.name}")
-    content = json.dumps(enrolment.model_dump(mode="json"), indent=2).encode() + b"\n"
-    write_durably(home.sites / f"{enrolment.name}.json", content)
+    write_durably(home.sites / f"{enrolment.name}.json", _record(enrolment))
     return True
 
 
-def _key_fields(enrolment: Enrolment) -> list[str]:
-    return enrolment.flower_public_key.split()[:2]  # without the comment
+def write_kit(home: AggregatorHome, enrolment: Enrolment) -> Path:
+    """Writes ``kits/NAME.kit.json``, for the site to join with; gives its path. Public parts only.
+
+    Raises ``LocalError`` where the home's release key is damaged.
+    """
+    kit = Kit(
+        site=enrolment.name,
+        enrolment=enrolment.digest(),
+        aggregator=home.settings.public_address,
+        ca=(home.tls / "ca.crt").read_text("ascii"),
+        release_key=key_id(read_public_key(home.release_key.with_suffix(".pub"))),
+    )
+    path = home.kits / f"{enrolment.name}.kit.json"
+    write_durably(path, kit.model_dump_json(indent=2).encode() + b"\n", mode=0o644)
+    return path
+
+
+def revoke_site(home: AggregatorHome, name: str) -> bool:
+    """Moves the site's record to the revoked ones; gives whether it was enrolled until now.
+
+    Its keys are never taken again. Raises ``EnrolmentError`` where no such site is known.
+    """
+    found = next((site for site in enrolled_sites(home) if site.name == name), None)
+    if found is None:
+        if any(site.name == name for site in revoked_sites(home)):
+            return False
+        known = ", ".join(site.name for site in enrolled_sites(home)) or "none"
+        raise EnrolmentError(f"no site {name} is enrolled (enrolled: {known})")
+    # First: a crash in between leaves a site that is refused, not one that is forgotten.
+    write_durably(home.revoked / f"{name}-{found.digest()[:16]}.json", _record(found))
+    (home.sites / f"{name}.json").unlink()
+    sync_folder(home.sites)
+    (home.kits / f"{name}.kit.json").unlink(missing_ok=True)
+    return True
+
+
+def _record(enrolment: Enrolment) -> bytes:
+    return json.dumps(enrolment.model_dump(mode="json"), indent=2).encode() + b"\n"
+
+
+def _share_a_key(one: Enrolment, other: Enrolment) -> bool:
+    same_signing = one.signing_public_key == other.signing_public_key is not None
+    return one.key_fields() == other.key_fields() or same_signing
 
 
 def enrolled_sites(home: AggregatorHome) -> list[Enrolment]:
-    """The recorded sites, by name; raises ``EnrolmentError`` on a damaged record."""
-    return [read_enrolment(path) for path in sorted(home.sites.glob("[!.]*.json"))]
+    """The recorded sites, by name, without those revoked since.
+
+    Raises ``EnrolmentError`` on a damaged record.
+    """
+    gone = [site.key_fields() for site in revoked_sites(home)]
+    recorded = [read_enrolment(path) for path in sorted(home.sites.glob("[!.]*.json"))]
+    return [site for site in recorded if site.key_fields() not in gone]
+
+
+def revoked_sites(home: AggregatorHome) -> list[Enrolment]:
+    """The sites whose keys are refused; raises ``EnrolmentError`` on a damaged record."""
+    return [read_enrolment(path) for path in sorted(home.revoked.glob("[!.]*.json"))]
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """A site as `aggregator site list` shows it."""
+
+    name: str
+    state: Literal["online", "offline", "unknown", "revoked"]
+    """Unknown: the SuperLink is not up."""
+    key: str
+    """The digest of its enrolment, 16 digits."""
+
+
+def site_states(home: AggregatorHome) -> list[SiteState]:
+    """Enrolled sites, then revoked ones, by name; raises ``EnrolmentError``."""
+    try:
+        with superlink(home) as link:
+            online = {node.public_key for node in link.nodes() if node.online}
+    except SuperLinkError:
+        online = None
+    states: list[SiteState] = []
+    for site in enrolled_sites(home):
+        key = public_key_bytes(site, source=home.sites / f"{site.name}.json")
+        states.append(SiteState(site.name, _state(key, online), site.digest()[:16]))
+    return states + [SiteState(s.name, "revoked", s.digest()[:16]) for s in revoked_sites(home)]
+
+
+def _state(key: bytes, online: set[bytes] | None) -> Literal["online", "offline", "unknown"]:
+    if online is None:
+        return "unknown"
+    return "online" if key in online else "offline"
+
+
+def revoked_keys(home: AggregatorHome) -> list[bytes]:
+    """Their keys, as the SuperLink keeps them; raises ``EnrolmentError``."""
+    return [public_key_bytes(site, source=home.revoked) for site in revoked_sites(home)]
 
 
 def members_of(sites: Sequence[Enrolment]) -> tuple[Member, ...]:
@@ -128,11 +208,16 @@ def members_of(sites: Sequence[Enrolment]) -> tuple[Member, ...]:
 
 
 def register_sites(home: AggregatorHome, link: SuperLink) -> list[str]:
-    """Tells the SuperLink of every recorded site it does not know; gives their names.
+    """Tells the SuperLink whom to accept and whom no more; gives the names that it did not know.
 
     Raises ``EnrolmentError`` or ``SuperLinkError``.
     """
-    known = {node.public_key for node in link.nodes()}
+    nodes = link.nodes()
+    refused = set(revoked_keys(home))
+    for node in nodes:
+        if node.public_key in refused:
+            link.unregister(node.id)
+    known = {node.public_key for node in nodes}
     added = []
     for enrolment in enrolled_sites(home):
         key = public_key_bytes(enrolment, source=home.sites / f"{enrolment.name}.json")

@@ -32,11 +32,22 @@ class AggregatorSettings(Frozen):
     superlink_port: int = Field(
         9443, ge=1, le=65535, description="loopback port of the SuperLink (TLS); never public"
     )
+    public_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="port the sites reach: that of the edge proxy; 0: superlink_port itself",
+    )
     api_host: str = Field("127.0.0.1", description="address the release API listens on")
     api_port: int = Field(8080, ge=1, le=65535, description="port of the release API")
     require_utility: bool = Field(
         False, description="publish no run whose utility has not been measured"
     )
+
+    @property
+    def public_address(self) -> str:
+        """``host:port`` the sites connect to."""
+        return f"{self.public_name}:{self.public_port or self.superlink_port}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,16 @@ class AggregatorHome:
     def sites(self) -> Path:
         """One JSON file per enrolled site."""
         return self.root / "sites"
+
+    @property
+    def revoked(self) -> Path:
+        """One JSON file per site whose keys are refused."""
+        return self.root / "revoked"
+
+    @property
+    def kits(self) -> Path:
+        """What is handed to each site: ``NAME.kit.json``."""
+        return self.root / "kits"
 
     @property
     def runs(self) -> Path:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from aggregator.enrolment import Enrolment, enrolled_sites, members_of
+from aggregator.enrolment import enrolled_sites, members_of, revoked_sites
 from aggregator.home import AggregatorHome
 from aggregator.runs import (
     ATTACKS,
@@ -29,6 +29,7 @@ from aggregator.superlink import superlink
 from aggregator.utility import UTILITY
 from shared.contract import RunContract
 from shared.durable import write_durably
+from shared.enrolment import Enrolment
 from shared.masking import MIN_MEMBERS
 
 
@@ -51,7 +52,9 @@ def launch_run(
     enrolled = [site.name for site in records]
     unknown = sorted(set(sites) - set(enrolled))
     if unknown:
-        raise RunError(f"not enrolled: {', '.join(unknown)} (enrolled: {', '.join(enrolled)})")
+        gone = {site.name for site in revoked_sites(home)}
+        named = ", ".join(f"{name} (revoked)" if name in gone else name for name in unknown)
+        raise RunError(f"not enrolled: {named} (enrolled: {', '.join(enrolled)})")
     display = Display(quiet=quiet)
     contract = with_members(contract, [one for one in records if one.name in (sites or enrolled)])
     contract, foundation = _founded(home, contract, public=public, display=display)
@@ -102,7 +105,13 @@ def _founded(
 
 def _distil(home: AggregatorHome, run: Path, *, wait_s: float, display: "Display") -> None:
     with superlink(home) as link, display:
-        for missing in wait_for_sites(link, read_plan(run).sites, timeout_s=wait_s):
+        planned, enrolled = read_plan(run).sites, {site.name for site in enrolled_sites(home)}
+        remaining = [site for site in planned if site in enrolled]
+        if not remaining:
+            raise RunError(f"every site of this run was revoked: {', '.join(planned)}")
+        if len(remaining) < len(planned):
+            display.say(f"without {', '.join(sorted(set(planned) - enrolled))}: revoked")
+        for missing in wait_for_sites(link, remaining, timeout_s=wait_s):
             if missing:
                 display.say(f"waiting for {', '.join(missing)} to come online")
         events = run / "events.jsonl"

@@ -10,7 +10,7 @@ import re
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 
+from aggregator.enrolment import enrolled_sites, revoked_sites
 from aggregator.home import HOME_VARIABLE, AggregatorHome
 from aggregator.progress import Journal
 from aggregator.runs import RunError, hold_run, read_plan, read_run_contract
@@ -45,20 +46,29 @@ def main(grid: Grid, context: Context) -> None:
     name = str(context.run_config["run"])
     if not re.fullmatch(r"[0-9a-f]{16}", name):
         raise RuntimeError("run-config: run is not the name of a run")
-    run = AggregatorHome(Path(os.environ[HOME_VARIABLE])).runs / name
+    home = AggregatorHome(Path(os.environ[HOME_VARIABLE]))
+    run = home.runs / name
     http_grid.pull_objects = partial(pull_objects, initial_backoff=FIRST_BACKOFF_S)
     with hold_run(run):
-        work(run, grid)
+        work(run, grid, absent=partial(_revoked, home))
 
 
-def work(run: Path, grid: Grid) -> None:
-    """Distils; an error ends as a ``failed`` event with a text that is safe to show."""
+def _revoked(home: AggregatorHome) -> set[str]:
+    """Names of sites that are refused, and not enrolled again with other keys."""
+    return {site.name for site in revoked_sites(home)} - {s.name for s in enrolled_sites(home)}
+
+
+def work(run: Path, grid: Grid, *, absent: Callable[[], Collection[str]] = frozenset) -> None:
+    """Distils; an error ends as a ``failed`` event with a text that is safe to show.
+
+    Sites that are ``absent`` for good, now or from now on, are not waited for.
+    """
     yield_cores()
     from aggregator.federation import FederationError, federate  # torch: only once it is needed
 
     try:
         contract, plan = read_run_contract(run), read_plan(run)
-        exchange = GridExchange(grid, timeout_s=plan.round_timeout_s)
+        exchange = GridExchange(grid, timeout_s=plan.round_timeout_s, absent=absent)
         federate(
             contract=contract, sites=plan.sites, exchange=exchange, run=run, public=plan.public
         )
@@ -77,13 +87,21 @@ class GridExchange:
     """Asks sites, each once; several times a round where one has several exchanges.
 
     A site that is offline is waited for, ``PATIENCE_S`` the first time and not at all after an
-    exchange that went on without it, until it answers again. A site whose node was lost is asked
-    again with the same bytes: it answers a request once and repeats that answer.
+    exchange that went on without it, until it answers again; one that is ``absent`` never. A site
+    whose node was lost is asked again with the same bytes: it answers a request once and repeats
+    that answer.
     """
 
-    def __init__(self, grid: Grid, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        timeout_s: float,
+        absent: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
         self._grid = grid
         self._timeout_s = timeout_s
+        self._absent = absent
         self._given_up: set[str] = set()
 
     def __call__(self, payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
@@ -98,6 +116,7 @@ class GridExchange:
             now = time.monotonic()
             if idle_since and now >= next_look:
                 next_look = now + ONLINE_POLL_S
+                self._given_up |= set(self._absent())
                 sent = self._send(payload, tuple(idle_since), group=str(round))
                 asked.update(sent)
                 tries.update(sent.values())

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.enrolment import EnrolmentError, register_sites
+from aggregator.enrolment import EnrolmentError, register_sites, revoked_keys
 from aggregator.home import HOME_VARIABLE, AggregatorHome
 from aggregator.superlink import (
     READY_LINE,
@@ -113,7 +113,7 @@ def _supervise(
 
 def start_superlink(home: AggregatorHome) -> Process:
     """Starts the SuperLink on its tidied database and tells it of all sites."""
-    tidy_database(home.database)
+    tidy_database(home.database, revoked=revoked_keys(home))
     process = spawn(
         superlink_command(home),
         log=home.logs / "superlink.log",

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
@@ -42,6 +43,7 @@ class SuperLinkError(RuntimeError):
 class Node:
     """A site as the SuperLink sees it."""
 
+    id: int
     name: str
     public_key: bytes
     online: bool
@@ -82,11 +84,12 @@ def direct_loopback() -> dict[str, str]:
     return {"NO_PROXY": value, "no_proxy": value}
 
 
-def tidy_database(path: Path) -> None:
+def tidy_database(path: Path, *, revoked: Sequence[bytes] = ()) -> None:
     """Prepares the database of a SuperLink that is not running for its next start.
 
     Nodes that were online when it was killed would be refused for up to a minute: they are set
-    offline. The space of finished runs is given back. A database that is not there yet is fine.
+    offline. Nodes with a ``revoked`` key are unregistered: not for a moment are they accepted
+    again. The space of finished runs is given back. A database that is not there yet is fine.
     """
     if not path.exists():
         return
@@ -96,6 +99,10 @@ def tidy_database(path: Path) -> None:
             database.execute(
                 "UPDATE node SET status = 'offline', online_until = ? WHERE status = 'online'",
                 (time.time(),),
+            )
+            database.executemany(
+                "UPDATE node SET status = 'unregistered' WHERE public_key = ?",
+                [(key,) for key in revoked],
             )
     database.execute("VACUUM")
     database.close()
@@ -112,7 +119,12 @@ class SuperLink:
         with _errors():
             answer = self._client.ListNodes(ListNodesRequest())
         return [
-            Node(name=node.name, public_key=node.public_key, online=node.status == "online")
+            Node(
+                id=node.node_id,
+                name=node.name,
+                public_key=node.public_key,
+                online=node.status == "online",
+            )
             for node in answer.nodes_info
             if node.status != "unregistered"
         ]
@@ -122,6 +134,11 @@ class SuperLink:
         request = RegisterNodeRequest(public_key=public_key, name=name)
         with _errors(accept={ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE}):
             self._client.RegisterNode(request)
+
+    def unregister(self, node_id: int) -> None:
+        """Refuses the holder of a node's key from now on, for good; one that is gone is fine."""
+        with _errors(accept={ApiErrorCode.NODE_NOT_FOUND}):
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
 
     def start(self, *, bundle: bytes, digest: str, config: Mapping[str, str]) -> int:
         """Starts a run of ``bundle`` (its SHA-256 is ``digest``); gives Flower's run id."""

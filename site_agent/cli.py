@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from shared.messages import Message, MessageError, StatusHeader, StatusQueryHeader, decode, encode
 from shared.threads import yield_cores
 from site_agent.cohort import CohortError, build_cohort
-from site_agent.enrolment import ENROLMENT_FILE, enrol, pseudonym_key
+from site_agent.enrolment import enrol, pseudonym_key
 from site_agent.frames import call
+from site_agent.kit import ENROLMENT_FILE
 from site_agent.policy_file import POLICY_FILE, default_policy_text
 from site_agent.settings import SettingsError, SiteSettings, read_settings
 
@@ -28,8 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Takes a hospital's images part in a study without letting them out.\n\n"
-        "Begin with `init`, hand enrolment.json to the aggregator, put its certificate into the "
-        "home, then `index` and `up`. Exit codes: 0 done, 1 failed, 2 something needs a fix first."
+        "Begin with `init`, hand enrolment.json to the aggregator, `join` with the kit that comes "
+        "back, then `index` and `up`. Exit codes: 0 done, 1 failed, 2 something needs a fix first."
     ),
 )
 
@@ -61,8 +62,27 @@ def init(
     print(f"1. read through {settings.home / 'site.toml'}, and {settings.home / POLICY_FILE}: what")
     print("   the site allows is your decision")
     print(f"2. hand {settings.home / ENROLMENT_FILE} to the aggregator")
-    print(f"3. save the aggregator's certificate as {settings.ca_path}")
+    print("3. site-agent join KIT, with the kit that comes back")
     print("4. site-agent index, then site-agent up")
+
+
+@app.command()
+def join(
+    kit: Annotated[Path, typer.Argument(help="The NAME.kit.json the aggregator handed back.")],
+    home: Home = DEFAULT_HOME,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take another certificate than the one installed.")
+    ] = False,
+) -> None:
+    """Check the aggregator's kit and install its certificate. Safe to repeat."""
+    from site_agent.kit import KitError
+    from site_agent.kit import join as join_site
+
+    with _told(KitError):
+        settings = read_settings(home)
+        joined = join_site(settings, kit, replace=replace)
+    print(f"joined: {settings.name} trusts {joined.aggregator}")
+    print(f"its releases are signed with key {joined.release_key}")
 
 
 @app.command()

@@ -18,10 +18,9 @@ from pydantic import ValidationError
 from shared.durable import write_durably
 from shared.release.errors import LocalError
 from shared.release.keys import read_private_key
+from site_agent.kit import ENROLMENT_FILE
 from site_agent.policy_file import POLICY_FILE, default_policy_text
 from site_agent.settings import SETTINGS_FILE, SettingsError, SiteSettings, explain_settings
-
-ENROLMENT_FILE = "enrolment.json"
 
 _TEMPLATE = """\
 # The settings of a fedstill site; what it allows is in policy.toml. Lines that begin with # show

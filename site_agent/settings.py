@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from shared.enrolment import Address
 from shared.frozen import Frozen, Slug
 from shared.tasks.settings import Modality
 from site_agent.policy import Policy
@@ -26,9 +27,7 @@ class SiteSettings(Frozen):
 
     home: Path = Field(description="the site's home folder, absolute")
     name: Slug
-    aggregator: Annotated[
-        str, Field(pattern=r"^(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$")
-    ] = Field(description="host:port the site connects to")
+    aggregator: Address = Field(description="host:port the site connects to")
     images: Path = Field(description="folder of DICOM or NIfTI files, absolute")
     modality: Modality = Field("CT", description="what is offered: CT or MR")
     sequence: Sequence | None = Field(

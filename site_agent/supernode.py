@@ -37,13 +37,13 @@ GRACE_S = 8.0
 EXPLANATIONS = (
     (
         "[code: 2004]",
-        "the aggregator does not accept this site's key: hand it enrolment.json (`aggregator site "
-        "add`); after a crash of this site it accepts the key again within a minute",
+        "the aggregator does not accept this site's key, or no longer: hand it enrolment.json "
+        "(`aggregator site add`); after a crash of this site it accepts the key again in a minute",
     ),
     (
         "CERTIFICATE_VERIFY_FAILED",
         "aggregator-ca.crt does not vouch for the aggregator, or its certificate has another name: "
-        "ask for its tls/ca.crt and check the address in site.toml",
+        "check the address in site.toml, and ask for a new kit (`site-agent join`)",
     ),
 )
 """Signs in what the SuperNode wrote, and what they mean to the site's staff."""
@@ -56,7 +56,7 @@ def connect(settings: SiteSettings) -> int:
     """
     for path, fix in (
         (settings.key_path, "run `site-agent init` first"),
-        (settings.ca_path, "ask the aggregator's operator for tls/ca.crt and save it there"),
+        (settings.ca_path, "ask the aggregator's operator for the kit and `site-agent join` it"),
     ):
         if not path.exists():
             typer.echo(f"{path} is missing: {fix}", err=True)

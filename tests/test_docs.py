@@ -97,6 +97,7 @@ def test_every_choice_of_a_contract_is_documented() -> None:
             "site-agent",
             [
                 "init",
+                "join",
                 "index",
                 "worker",
                 "connect",
@@ -107,7 +108,10 @@ def test_every_choice_of_a_contract_is_documented() -> None:
                 "kernel-fit",
             ],
         ),
-        ("aggregator", ["init", "up", "site add", "launch", "simulate", "attack"]),
+        (
+            "aggregator",
+            ["init", "up", "site add", "site revoke", "site list", "launch", "simulate", "attack"],
+        ),
         ("distilled", ["get", "verify", "info", "train"]),
     ],
 )

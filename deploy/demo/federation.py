@@ -119,7 +119,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def enrol(federation: Federation, sites: Mapping[str, Path]) -> str:
-    """Keys, certificates and settings of everyone; the sites' public keys to the aggregator.
+    """Keys, certificates and settings of everyone; enrolments to the aggregator, kits to the sites.
 
     Gives the URL of the release API.
     """
@@ -133,15 +133,16 @@ def enrol(federation: Federation, sites: Mapping[str, Path]) -> str:
         place = ["--home", str(federation.site(name)), "--images", str(images)]
         commands[f"{name}-init"] = ["site-agent", "init", *settings, *place]
     federation.run(commands, on_line=_ignore)
-    # What the people would send each other: enrolment.json one way, the certificate the other.
-    authority = federation.aggregator / "tls" / "ca.crt"
-    add = ["aggregator", "site", "add"]
-    commands = {}
+    # What the people would send each other: enrolment.json one way, the kit the other.
+    add, joins = {}, {}
     for name in sites:
-        shutil.copyfile(authority, federation.site(name) / "aggregator-ca.crt")
-        enrolment = federation.site(name) / "enrolment.json"
-        commands[f"{name}-add"] = [*add, str(enrolment), *home]
-    federation.run(commands, on_line=_ignore)
+        site = federation.site(name)
+        kit = federation.aggregator / "kits" / f"{name}.kit.json"
+        enrolment = str(site / "enrolment.json")
+        add[f"{name}-add"] = ["aggregator", "site", "add", enrolment, *home]
+        joins[f"{name}-join"] = ["site-agent", "join", str(kit), "--home", str(site)]
+    federation.run(add, on_line=_ignore)
+    federation.run(joins, on_line=_ignore)
     return f"http://127.0.0.1:{api}"
 
 

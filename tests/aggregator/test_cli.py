@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 from aggregator import launch
 from aggregator.cli import app
 from aggregator.home import AggregatorHome
-from aggregator.runs import prepare_run
+from aggregator.runs import RunError, prepare_run
 from shared.contract import RunContract
 
 CONTRACT = 'name = "demo"\n'
@@ -34,21 +34,72 @@ def test_init_says_what_to_hand_over(tmp_path: Path) -> None:
     result = aggregator("init", "--home", tmp_path, "--public-name", "agg.example.org", "--json")
     document = json.loads(result.stdout)
     assert document["superlink"] == "agg.example.org:9443"
-    assert Path(document["ca"]).exists()
+    assert Path(document["release_key"]).exists()
+    result = aggregator("init", "--home", tmp_path, "--public-port", "443")
+    assert "agg.example.org:443" in result.stdout
 
 
 def test_what_a_site_makes_is_what_the_aggregator_takes(home: Path, tmp_path: Path) -> None:
     file = enrolment(tmp_path, "st-anna")
     first = aggregator("site", "add", file, "--home", home, "--json")
-    assert json.loads(first.stdout) == {"name": "st-anna", "new": True, "registered": False}
+    kit = home / "kits" / "st-anna.kit.json"
+    told = {"name": "st-anna", "new": True, "registered": False, "kit": str(kit)}
+    assert json.loads(first.stdout) == told
     second = aggregator("site", "add", file, "--home", home)
     assert second.exit_code == 0
     assert "enrolled already" in second.stdout
+    assert str(kit) in second.stdout and kit.exists()
+
+
+def test_a_site_is_revoked_without_a_superlink_and_shown_as_such(
+    home: Path, tmp_path: Path
+) -> None:
+    assert "no site is enrolled" in aggregator("site", "list", "--home", home).stdout
+    file = enrolment(tmp_path, "st-anna")
+    aggregator("site", "add", file, "--home", home)
+    assert "st-anna  unknown" in aggregator("site", "list", "--home", home).stdout
+    gone = aggregator("site", "revoke", "st-anna", "--home", home, "--json")
+    assert json.loads(gone.stdout) == {"name": "st-anna", "new": True, "applied": False}
+    assert "refuses it when it starts" in (
+        aggregator("site", "revoke", "st-anna", "--home", home).stdout
+    )
+    (state,) = json.loads(aggregator("site", "list", "--home", home, "--json").stdout)["sites"]
+    assert (state["name"], state["state"]) == ("st-anna", "revoked")
+    refused = aggregator("site", "add", file, "--home", home)
+    assert refused.exit_code == 1 and "was revoked" in refused.stderr
+    (tmp_path / "c.toml").write_text(CONTRACT)
+    launched = aggregator("launch", tmp_path / "c.toml", "--home", home, "--site", "st-anna")
+    assert "not enrolled: st-anna (revoked)" in launched.stderr
+
+
+def test_a_run_goes_on_without_a_site_that_was_revoked(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.toml").write_text(CONTRACT)
+    for name in ("st-anna", "st-bob"):
+        aggregator("site", "add", enrolment(tmp_path, name), "--home", home)
+    prepare_run(
+        AggregatorHome(home), RunContract(name="demo"), sites=["st-anna", "st-bob"], public=None
+    )
+    awaited = []
+
+    def wait(_link: object, sites: list[str], **_: object) -> list[tuple[str, ...]]:
+        awaited.append(sites)
+        raise RunError("far enough")
+
+    monkeypatch.setattr(launch, "wait_for_sites", wait)
+    for revoked in ("st-anna", "st-bob"):
+        aggregator("site", "revoke", revoked, "--home", home)
+        result = aggregator("launch", tmp_path / "c.toml", "--home", home)
+        assert result.exit_code == 1
+    assert awaited == [["st-bob"]]
+    assert "every site of this run was revoked" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (("site", "revoke", "x", "--home", "{home}"), "no site x is enrolled (enrolled: none)"),
         (("up", "--home", "{tmp}/none"), "aggregator init"),
         (("site", "add", "{tmp}/none.json", "--home", "{home}"), "none.json"),
         (("launch", "{tmp}/none.toml", "--home", "{home}"), "none.toml"),

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,12 +10,19 @@ from aggregator.enrolment import (
     EnrolmentError,
     enrolled_sites,
     members_of,
+    public_key_bytes,
     read_enrolment,
     record_site,
     register_sites,
+    revoke_site,
+    revoked_keys,
+    revoked_sites,
+    site_states,
+    write_kit,
 )
 from aggregator.home import AggregatorHome, create_home
 from aggregator.superlink import Node
+from shared.release.keys import read_private_key
 
 
 def openssh(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> str:
@@ -42,7 +50,13 @@ class FakeLink:
         self.known: dict[bytes, str] = {}
 
     def nodes(self) -> list[Node]:
-        return [Node(name=name, public_key=key, online=False) for key, name in self.known.items()]
+        return [
+            Node(id=number, name=name, public_key=key, online=False)
+            for number, (key, name) in enumerate(self.known.items())
+        ]
+
+    def unregister(self, node_id: int) -> None:
+        del self.known[list(self.known)[node_id]]
 
     def register(self, *, name: str, public_key: bytes) -> None:
         assert public_key not in self.known
@@ -134,3 +148,64 @@ def test_a_file_that_is_no_enrolment_is_refused(tmp_path: Path) -> None:
             read_enrolment(tmp_path / "e.json")
     with pytest.raises(EnrolmentError, match="cannot be read"):
         read_enrolment(tmp_path / "none.json")
+
+
+def test_a_revoked_site_is_refused_and_its_keys_never_taken_again(
+    home: AggregatorHome, tmp_path: Path
+) -> None:
+    key = openssh(ec.generate_private_key(ec.SECP384R1()))
+    anna = read_enrolment(write(tmp_path / "a.json", key=key, signing_public_key="11" * 32))
+    bob = read_enrolment(write(tmp_path / "b.json", name="st-bob"))
+    record_site(home, anna)
+    record_site(home, bob)
+    link = FakeLink()
+    register_sites(home, link)
+    assert revoke_site(home, "st-anna")
+    assert not revoke_site(home, "st-anna"), "twice is once"
+    assert register_sites(home, link) == []
+    assert set(link.known.values()) == {"st-bob"}
+    assert [site.name for site in enrolled_sites(home)] == ["st-bob"]
+    assert revoked_keys(home) == [public_key_bytes(anna, source=tmp_path)]
+    signing = write(tmp_path / "c.json", signing_public_key="11" * 32)
+    for taken in (anna, read_enrolment(signing), read_enrolment(write(tmp_path / "d", key=key))):
+        with pytest.raises(EnrolmentError, match="revoked, as site st-anna"):
+            record_site(home, taken)
+    with pytest.raises(EnrolmentError, match=r"no site st-carl is enrolled .*st-bob"):
+        revoke_site(home, "st-carl")
+    # The hospital itself may come back, with new keys.
+    assert record_site(home, read_enrolment(write(tmp_path / "new.json")))
+    assert {site.name for site in enrolled_sites(home)} == {"st-anna", "st-bob"}
+    assert [state.state for state in site_states(home)] == ["unknown", "unknown", "revoked"]
+    assert revoke_site(home, "st-anna")
+    assert len(revoked_sites(home)) == 2
+
+
+def test_a_crash_in_the_middle_of_revoking_leaves_the_site_refused(
+    home: AggregatorHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_site(home, read_enrolment(write(tmp_path / "e.json")))
+
+    def power_cut(*_: object, **__: object) -> None:
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", power_cut)
+        with pytest.raises(OSError):
+            revoke_site(home, "st-anna")
+    assert (home.sites / "st-anna.json").exists()
+    assert enrolled_sites(home) == []
+    assert not revoke_site(home, "st-anna")
+
+
+def test_the_kit_has_the_public_address_and_nothing_secret(tmp_path: Path) -> None:
+    home = create_home(tmp_path, {"public_name": "agg.example.org", "public_port": 443})
+    enrolment = read_enrolment(write(tmp_path / "e.json"))
+    path = write_kit(home, enrolment)
+    kit = json.loads(path.read_text())
+    assert path.name == "st-anna.kit.json"
+    assert kit["aggregator"] == "agg.example.org:443"
+    assert kit["ca"] == (home.tls / "ca.crt").read_text()
+    assert kit["enrolment"] == enrolment.digest()
+    raw = read_private_key(home.release_key).public_key().public_bytes_raw()
+    assert kit["release_key"] == hashlib.sha256(raw).hexdigest()
+    assert "PRIVATE" not in path.read_text()

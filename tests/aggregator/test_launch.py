@@ -1,9 +1,10 @@
 import pytest
 
-from aggregator.enrolment import Enrolment, EnrolmentError
+from aggregator.enrolment import EnrolmentError
 from aggregator.launch import Display, describe, describe_eta, with_members
 from aggregator.runs import RunError
 from shared.contract import RunContract
+from shared.enrolment import Enrolment
 
 
 def test_an_event_says_phase_round_and_message() -> None:

@@ -62,6 +62,7 @@ def test_a_known_key_and_an_ended_run_are_fine() -> None:
         name="a", public_key=b"k"
     )
     SuperLink(Refusing(ApiErrorCode.RUN_ALREADY_FINISHED)).stop(1)  # type: ignore[arg-type]
+    SuperLink(Refusing(ApiErrorCode.NODE_NOT_FOUND)).unregister(1)  # type: ignore[arg-type]
 
 
 def test_other_errors_are_told() -> None:
@@ -70,19 +71,26 @@ def test_other_errors_are_told() -> None:
         link.register(name="a", public_key=b"k")
 
 
-def test_nodes_of_a_killed_superlink_are_set_offline(tmp_path: Path) -> None:
+def test_nodes_of_a_killed_superlink_are_set_offline_and_revoked_ones_refused(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "superlink.db"
     tidy_database(path)  # none yet
     with sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE node (node_id, status, online_until)")
+        database.execute("CREATE TABLE node (node_id, status, online_until, public_key)")
         future = time.time() + 60
-        rows = [(1, "online", future), (2, "registered", None), (3, "unregistered", None)]
-        database.executemany("INSERT INTO node VALUES (?, ?, ?)", rows)
+        rows = [
+            (1, "online", future, b"1"),
+            (2, "registered", None, b"2"),
+            (3, "unregistered", None, b"3"),
+            (4, "online", future, b"4"),
+        ]
+        database.executemany("INSERT INTO node VALUES (?, ?, ?, ?)", rows)
     database.close()
-    tidy_database(path)
+    tidy_database(path, revoked=[b"4"])
     database = sqlite3.connect(path)
     states = dict(database.execute("SELECT node_id, status FROM node"))
     (until,) = database.execute("SELECT online_until FROM node WHERE node_id = 1").fetchone()
     database.close()
-    assert states == {1: "offline", 2: "registered", 3: "unregistered"}
+    assert states == {1: "offline", 2: "registered", 3: "unregistered", 4: "unregistered"}
     assert until <= time.time()

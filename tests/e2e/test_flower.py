@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +28,7 @@ from shared.guardian import descendants
 from shared.messages import RefusalHeader, SummaryHeader, decode, encode, probe_batch
 from shared.processes import Process, become_subreaper, spawn, stop_all, wait_for_line
 from site_agent.enrolment import enrol
+from site_agent.kit import join
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -97,6 +97,34 @@ class Deployment:
         home = self.home.root
         self.spawn("up", BINARIES / "aggregator", "up", "--home", home, ready="ready on")
 
+    def enrol(self, name: str) -> dict[str, Any]:
+        """A new site that has joined; what `aggregator site add` said of it."""
+        images = self.root / "images" / name
+        images.mkdir(parents=True)
+        address = f"localhost:{self.home.settings.superlink_port}"
+        made = enrol(home=self.root / name, name=name, aggregator=address, images=images)
+        added = self.aggregator("site", "add", made.home / "enrolment.json", "--json")
+        told: dict[str, Any] = json.loads(added.stdout)
+        join(made, Path(told["kit"]), replace=False)
+        return told
+
+    def connect(self, name: str) -> None:
+        """Starts a fake worker and the site's SuperNode."""
+        site = self.root / name
+        worker = Path(__file__).with_name("fake_worker.py")
+        self.spawn(
+            f"worker-{name}", sys.executable, worker, site / "worker.sock", name, ready="ready"
+        )
+        self.spawn(
+            f"node-{name}",
+            *(BINARIES / "site-agent", "connect", "--home", site),
+            ready="supernode ready",
+        )
+
+    def disconnect(self, name: str) -> None:
+        """Ends both."""
+        stop_all([self.processes.pop(f"{part}-{name}") for part in ("worker", "node")], grace_s=10)
+
     def contract(self, *, seed: int) -> tuple[Path, Path]:
         """A contract file and the folder of its run."""
         file = self.root / f"contract-{seed}.toml"
@@ -136,32 +164,12 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             "init", "--superlink-port", str(port), "--api-port", str(free_port())
         )
         assert made.returncode == 0, made.stderr
-        for position, name in enumerate(SITES):
-            site = built.root / name
-            (built.root / "images" / name).mkdir(parents=True)
-            enrol(
-                home=site,
-                name=name,
-                aggregator=f"localhost:{port}",
-                images=built.root / "images" / name,
-            )
-            shutil.copy(built.home.tls / "ca.crt", site / "aggregator-ca.crt")
-            if position == 0:  # one site before the start, the other after it
-                assert built.aggregator("site", "add", site / "enrolment.json").returncode == 0
+        # One site before the start, the other after it.
+        assert not built.enrol(SITES[0])["registered"]
         built.up()
-        added = built.aggregator("site", "add", built.root / SITES[1] / "enrolment.json", "--json")
-        assert json.loads(added.stdout)["registered"]
+        assert built.enrol(SITES[1])["registered"]
         for name in SITES:
-            site = built.root / name
-            worker = Path(__file__).with_name("fake_worker.py")
-            built.spawn(
-                f"worker-{name}", sys.executable, worker, site / "worker.sock", name, ready="ready"
-            )
-            built.spawn(
-                f"node-{name}",
-                *(BINARIES / "site-agent", "connect", "--home", site),
-                ready="supernode ready",
-            )
+            built.connect(name)
         yield built
     finally:
         stop_all(list(built.processes.values()), grace_s=10)
@@ -396,3 +404,61 @@ def test_a_killed_aggregator_leaves_nothing_and_comes_back(deployment: Deploymen
     with superlink(deployment.home) as link:
         until(lambda: {n.name for n in link.nodes() if n.online} == set(SITES), within_s=60)
     assert time.monotonic() - start < 80
+
+
+def answering(node: int) -> bool:
+    """Whether a ClientApp of the SuperNode below ``node`` waits for its worker."""
+    executors = [pid for pid in descendants(node) if "site_agent.superexec" in command_line(pid)]
+    return any(descendants(executor) for executor in executors)
+
+
+def test_a_revoked_site_cannot_answer_even_what_it_was_asked_before(
+    deployment: Deployment,
+) -> None:
+    staying, leaving = SITES[0], "st-clara"
+    deployment.enrol(leaving)
+    deployment.connect(leaving)
+    contract, run = deployment.contract(seed=2)
+    hold = deployment.root / leaving / "hold"
+    hold.write_text("2")
+    node = deployment.processes[f"node-{leaving}"]
+    sites = ["--site", staying, "--site", leaving]
+    watching = subprocess.Popen(
+        [BINARIES / "aggregator", "launch", contract, *sites, "--home", deployment.home.root],
+        env=deployment.environment,
+    )
+    with watching:
+        # The first round it answers, the control; of the second its ClientApp is at work.
+        until(lambda: rounds_done(run) == 2 and answering(node.pid), within_s=120)
+        revoked = deployment.aggregator("site", "revoke", leaving, "--json")
+        assert json.loads(revoked.stdout) == {"name": leaving, "new": True, "applied": True}
+        hold.unlink()
+    assert watching.returncode == 0
+    releases = json.loads((run / "result.json").read_text())["sites"]
+    assert releases[leaving]["releases"] == 1 < releases[staying]["releases"]
+    until(lambda: "does not accept this site's key" in "".join(node.lines()), within_s=60)
+    with superlink(deployment.home) as link:
+        assert leaving not in {site.name for site in link.nodes()}
+    refused = deployment.aggregator("launch", contract, "--site", leaving)
+    assert f"not enrolled: {leaving} (revoked)" in refused.stderr
+    deployment.disconnect(leaving)
+
+
+def test_a_site_revoked_while_the_superlink_is_down_is_never_accepted_again(
+    deployment: Deployment,
+) -> None:
+    leaving = "st-dora"
+    deployment.enrol(leaving)
+    deployment.connect(leaving)
+    stop_all([deployment.processes.pop("up")], grace_s=15)
+    revoked = deployment.aggregator("site", "revoke", leaving, "--json")
+    assert not json.loads(revoked.stdout)["applied"]
+    deployment.up()
+    node = deployment.processes[f"node-{leaving}"]
+    until(lambda: "does not accept this site's key" in "".join(node.lines()), within_s=60)
+    listed = json.loads(deployment.aggregator("site", "list", "--json").stdout)["sites"]
+    states = {site["name"]: site["state"] for site in listed}
+    assert states[leaving] == "revoked" and states[SITES[0]] != "revoked"
+    deployment.disconnect(leaving)
+    with superlink(deployment.home) as link:
+        until(lambda: set(SITES) <= {n.name for n in link.nodes() if n.online}, within_s=60)

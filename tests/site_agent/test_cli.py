@@ -68,7 +68,7 @@ def plant(folder, write_slice):
 def test_init_says_what_comes_next(invoke, tmp_path):
     result = init(invoke, tmp_path)
     assert result.exit_code == 0
-    assert "aggregator-ca.crt" in result.output
+    assert "site-agent join KIT" in result.output
     again = init(invoke, tmp_path)
     assert again.exit_code == 2
     assert "is there already" in again.output
