@@ -43,6 +43,8 @@ class Admitted:
     patients_at_least: int
     seconds: float
     """Time the site says its worker spent."""
+    audit_head: str | None
+    """Head of the site's audit log: the hospital can be shown later what it was."""
 
 
 def admit(
@@ -71,7 +73,10 @@ def admit(
     if not within_bounds(values, request.contract, request.kind):
         raise Rejected("values exceed the contract's clipping norm")
     return Admitted(
-        values=values, patients_at_least=header.patients_at_least, seconds=header.seconds
+        values=values,
+        patients_at_least=header.patients_at_least,
+        seconds=header.seconds,
+        audit_head=header.audit_head,
     )
 
 
@@ -89,6 +94,8 @@ class Masked:
     numbers: Ring  # (K * R + 1,)
     seconds: float
     """Time the site says its worker spent."""
+    audit_head: str | None
+    """Head of the site's audit log."""
 
 
 def admit_masked(
@@ -103,7 +110,7 @@ def admit_masked(
     )
     if numbers.shape != (count,):
         raise Rejected("not as many numbers as the request asks for")
-    return Masked(numbers=numbers, seconds=header.seconds)
+    return Masked(numbers=numbers, seconds=header.seconds, audit_head=header.audit_head)
 
 
 def admit_offer(payload: bytes, *, site: str, query: KeyQueryHeader) -> Offer:

@@ -70,7 +70,7 @@ def federate(
         run: the run's folder, made if absent. Ends with ``pairs.safetensors`` (``lq`` and ``hq``,
             (T * N, 1, S, S), the contract's tasks one after the other) and ``result.json``, whose
             ``releases`` counts the gradient vectors of the site that released most, and
-            ``requests`` the rounds they came in.
+            ``requests`` the rounds they came in; ``audit_head`` of a site is the last one it told.
         public: folder of public images, where the contract's prior is public.
 
     Raises:
@@ -200,6 +200,7 @@ def _each(
         entry = ledger["sites"][site]
         # One a probe, or at patient granularity one a probe and patient.
         entry["releases"] += admitted[site].values.size // admitted[site].values.shape[-1]
+        entry["audit_head"] = admitted[site].audit_head
         entry["bytes_up"] += len(answers[site])
         entry["bytes_down"] += len(payload)
     told = "; ".join(f"{site}: {reason}" for site, reason in problems.items())
@@ -238,6 +239,8 @@ def _sum(
     for site, spent in summed.spent.items():
         for count, more in spent.model_dump().items():
             ledger["sites"][site][count] += more
+    for site, head in summed.audit_heads.items():
+        ledger["sites"][site]["audit_head"] = head
     # One answer alone is its own mean, whatever its weight.
     return _Heard(
         values=[summed.mean], patients=[1], sites=len(summed.sites), seconds=summed.seconds
@@ -265,7 +268,10 @@ def _resume(
     """Restores the distiller where there is a checkpoint; the counters of the run either way."""
     ledger: dict[str, Any] = {
         "seconds": {},
-        "sites": {site: {"releases": 0, "bytes_up": 0, "bytes_down": 0} for site in sites},
+        "sites": {
+            site: {"releases": 0, "bytes_up": 0, "bytes_down": 0, "audit_head": None}
+            for site in sites
+        },
         "provenance": distiller.provenance,
     }
     if not file.exists():

@@ -92,6 +92,8 @@ class Summed:
     seconds: float
     """Time the slowest site says its worker spent."""
     spent: Mapping[str, Spent]
+    audit_heads: Mapping[str, str | None]
+    """Of the sites that take part, the heads of their audit logs."""
 
 
 class _Standing(Frozen):
@@ -108,6 +110,7 @@ class _Standing(Frozen):
     """When opening, those whose own masks are still on the total that the file holds."""
     seconds: float = 0.0
     spent: dict[Slug, Spent] = Field(default_factory=dict)
+    audit_heads: dict[Slug, Hex32 | None] = Field(default_factory=dict)
 
 
 class SecureSum:
@@ -131,7 +134,14 @@ class SecureSum:
         mean, weight = self._decoded()
         standing, missing = self._standing, f" ({self._told()})" if self._missing else ""
         self._tell(len(standing.sites), f"the sum of {len(standing.sites)} sites banked{missing}")
-        return Summed(mean, weight, standing.sites, standing.seconds, standing.spent)
+        return Summed(
+            mean=mean,
+            weight=weight,
+            sites=standing.sites,
+            seconds=standing.seconds,
+            spent=standing.spent,
+            audit_heads=standing.audit_heads,
+        )
 
     def _attempt(self) -> None:
         sites = self._standing.sites
@@ -174,7 +184,8 @@ class SecureSum:
             return
         self._total = np.sum([one.numbers for one in masked.values()], axis=0, dtype=np.uint64)
         slowest = max(one.seconds for one in masked.values())
-        self._keep(stage="opening", closed=tuple(masked), seconds=slowest)
+        heads = {site: one.audit_head for site, one in masked.items()}
+        self._keep(stage="opening", closed=tuple(masked), seconds=slowest, audit_heads=heads)
 
     def _open(self) -> None:
         standing = self._standing

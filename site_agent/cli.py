@@ -13,15 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from shared.messages import Message, MessageError, StatusHeader, StatusQueryHeader, decode, encode
 from shared.threads import yield_cores
 from site_agent.cohort import CohortError, build_cohort
+from site_agent.command_line import DEFAULT_HOME, EXIT_FAILED, Home, Json
+from site_agent.command_line import told as _told
 from site_agent.enrolment import enrol, pseudonym_key
 from site_agent.frames import call
 from site_agent.kit import ENROLMENT_FILE
 from site_agent.policy_file import POLICY_FILE, default_policy_text
-from site_agent.settings import SettingsError, SiteSettings, read_settings
+from site_agent.records import audit, outbox
+from site_agent.settings import SiteSettings, read_settings
 
 STATUS_TIMEOUT_S = 10.0
-EXIT_FAILED = 1
-EXIT_NEEDS_A_FIX = 2
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,14 +35,8 @@ app = typer.Typer(
     ),
 )
 
-Home = Annotated[
-    Path,
-    typer.Option(
-        "--home", envvar="FEDSTILL_SITE_HOME", help="The site's folder: settings, keys, cohort."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
-DEFAULT_HOME = Path("site")
+app.add_typer(audit, name="audit")
+app.command()(outbox)
 
 
 @app.command()
@@ -262,24 +257,6 @@ def _ask_status(settings: SiteSettings) -> StatusHeader | None:
     except (OSError, MessageError):
         return None
     return header if isinstance(header, StatusHeader) else None
-
-
-@contextmanager
-def _told(*errors: type[Exception], interrupted: str = "Stopped.") -> Iterator[None]:
-    """Turns expected failures into a message and an exit code."""
-    expected: tuple[type[Exception], ...] = (SettingsError, CohortError, *errors)
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(interrupted, err=True)
-        raise typer.Exit(130) from None
-    except expected as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_NEEDS_A_FIX) from None
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"{place}{error.strerror or 'the system refused'}", err=True)
-        raise typer.Exit(EXIT_FAILED) from None
 
 
 class _ProgressListener:

@@ -6,6 +6,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from shared.messages import RefusalCode, encode, refusal
+from site_agent.audit import AuditError, AuditLog
 
 LOG_FILE = "worker.log"
 MAX_LOG_BYTES = 10 * 2**20
@@ -24,9 +25,14 @@ class RefusedError(Exception):
         self.code = code
 
 
-def refuse(*, site: str, code: RefusalCode, error: Exception) -> bytes:
+def refuse(*, site: str, code: RefusalCode, error: Exception, audit: AuditLog) -> bytes:
     """An encoded refusal with a new incident id, under which the log holds what happened."""
     incident = secrets.token_hex(6)
+    try:
+        audit.append("refused", code=code.value, incident=incident)
+    except (AuditError, OSError) as reason:
+        # A refusal tells nothing of the images: it goes out, and an answer would not have.
+        log.error("incident %s: not in the audit log: %s", incident, reason)
     if isinstance(error, RefusedError):
         log.warning("incident %s: refused (%s): %s", incident, code.value, error)
     else:

@@ -35,6 +35,15 @@ class Policy(Frozen):
     max_requests_a_day: int = Field(
         1000, ge=1, le=1_000_000, description="the same in any 24 hours"
     )
+    max_compute_hours_a_day: float | None = Field(
+        None, gt=0, description="hours spent computing answers in any 24 hours; none: no limit"
+    )
+    max_bytes_a_day: int | None = Field(
+        None, ge=1, description="bytes of answers in any 24 hours; none: no limit"
+    )
+    max_gradients: int | None = Field(
+        None, ge=1, description="gradients and descents released in all; none: no limit"
+    )
     max_rounds: int = Field(128, ge=1, le=10_000, description="rounds of one contract")
     max_parameters: int = Field(
         2_000_000, ge=1, le=100_000_000, description="parameters of a contract's networks"

@@ -30,6 +30,13 @@ _TEMPLATE = """\
 # Requests answered in any hour, and in any 24 hours, over all contracts.
 # max_requests_an_hour = {max_requests_an_hour}
 # max_requests_a_day = {max_requests_a_day}
+# Of any 24 hours, those that may be spent computing answers; and the bytes of the answers that
+# may leave. By default neither is limited.
+# max_compute_hours_a_day = 8.0
+# max_bytes_a_day = 1000000000
+# Gradients and descents that may ever be released, over all contracts, noised ones too; at
+# granularity "patient" each patient's counts. By default not limited.
+# max_gradients = 10000
 # Parameters of a contract's networks, and their kinds.
 # max_parameters = {max_parameters}
 # networks = {networks}

@@ -1,6 +1,7 @@
 """The worker as a service: requests from a Unix socket in the site's home, one at a time."""
 
 import fcntl
+import hashlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from shared.messages import MessageError, RefusalCode, StatusQueryHeader, decode
+from site_agent.audit import AuditError, AuditLog
 from site_agent.cohort import INDEX_FILE, Cohort, CohortError, open_cohort
 from site_agent.enrolment import complete_enrolment
 from site_agent.frames import MAX_FRAME_BYTES, recv_frame, send_frame, socket_address
@@ -21,7 +23,7 @@ from site_agent.policy import Policy
 from site_agent.policy_file import POLICY_FILE, PolicyError, read_policy
 from site_agent.settings import SiteSettings
 from site_agent.summaries import device
-from site_agent.worker import answer, set_threads
+from site_agent.worker import answer, package_version, set_threads
 
 RECEIVE_TIMEOUT_S = 60.0
 MAX_CONNECTIONS = 8
@@ -35,8 +37,8 @@ class ServiceError(RuntimeError):
 class CurrentCohort:
     """The site's cohort as it is on the disk: opened again after ``site-agent index``."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, audit: AuditLog) -> None:
+        self._folder, self._audit = folder, audit
         self._stamp: tuple[int, int] | None = None
         self._cohort: Cohort | None = None
         self._lock = threading.Lock()
@@ -48,9 +50,15 @@ class CurrentCohort:
                 information = (self._folder / INDEX_FILE).stat()
                 stamp = (information.st_ino, information.st_mtime_ns)
                 if stamp != self._stamp:
-                    self._cohort = open_cohort(self._folder)
-                    self._stamp = stamp
-            except (OSError, CohortError) as error:
+                    cohort = open_cohort(self._folder)
+                    self._audit.append(
+                        "cohort",
+                        index=hashlib.sha256((self._folder / INDEX_FILE).read_bytes()).hexdigest(),
+                        patients=cohort.patients,
+                        modality=cohort.index.modality,
+                    )
+                    self._cohort, self._stamp = cohort, stamp
+            except (OSError, CohortError, AuditError) as error:
                 if self._stamp is not None or self._cohort is not None:
                     log.error("cohort lost: %s", error)
                 self._cohort = self._stamp = None
@@ -60,8 +68,8 @@ class CurrentCohort:
 class CurrentPolicy:
     """The site's policy as it is on the disk: a change holds from the next request on."""
 
-    def __init__(self, settings: SiteSettings) -> None:
-        self._home = settings.home
+    def __init__(self, settings: SiteSettings, audit: AuditLog) -> None:
+        self._home, self._audit = settings.home, audit
         self._stamp = self._stamped()
         self._policy: Policy | PolicyError = settings.policy
 
@@ -72,7 +80,11 @@ class CurrentPolicy:
             try:
                 self._policy = read_policy(self._home)
             except PolicyError as error:
+                if not isinstance(self._policy, PolicyError):
+                    self._audit.append("policy", digest=None)
                 self._policy = error
+            else:
+                self._audit.append("policy", digest=self._policy.digest())
             self._stamp = stamp
         if isinstance(self._policy, PolicyError):
             raise self._policy
@@ -105,11 +117,12 @@ def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
         raise ServiceError(str(error)) from None
     log_to(settings.logs_path)
     complete_enrolment(settings)
-    current = CurrentCohort(settings.cohort_path)
+    audit = AuditLog(settings.audit_path)
+    current = CurrentCohort(settings.cohort_path, audit)
     computing = threading.Lock()
     outbox = Outbox(settings.outbox_path)
 
-    policy = CurrentPolicy(settings)
+    policy = CurrentPolicy(settings, audit)
 
     def respond(payload: bytes) -> bytes:
         if _is_status_query(payload):
@@ -117,17 +130,26 @@ def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
         with computing:
             try:
                 allowed = settings.model_copy(update={"policy": policy.get()})
-            except PolicyError as error:
-                reason = RefusedError(RefusalCode.POLICY, str(error))
-                return refuse(site=settings.name, code=reason.code, error=reason)
+            except (PolicyError, AuditError, OSError) as error:
+                lost = isinstance(error, PolicyError)
+                reason = RefusedError(
+                    RefusalCode.POLICY if lost else RefusalCode.INTERNAL, str(error)
+                )
+                return refuse(site=settings.name, code=reason.code, error=reason, audit=audit)
             return answer(payload, settings=allowed, cohort=current.get(), outbox=outbox)
 
     with _only_worker(settings.home), _listener(settings.socket_path) as listener:
+        try:
+            audit.append("started", version=package_version(), policy=settings.policy.digest())
+        except AuditError as error:
+            raise ServiceError(str(error)) from None
         cohort = current.get()
         indexed = f"{cohort.patients} patients" if cohort else "nothing indexed yet"
         say(f"worker ready: {settings.name}, {indexed}, {device()}, {settings.socket_path}")
         log.info("ready: %s, %s", indexed, device())
         _accept(listener, respond, stop)
+        with suppress(AuditError):
+            audit.append("stopped")
     log.info("stopped")
     if computing.locked():
         # A computation cannot be interrupted; none of it was sent, and it starts anew when asked.

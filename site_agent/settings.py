@@ -75,6 +75,11 @@ class SiteSettings(Frozen):
         return self.home / "outbox"
 
     @property
+    def audit_path(self) -> Path:
+        """What the site did, in a chain of hashes."""
+        return self.home / "audit"
+
+    @property
     def ledger_path(self) -> Path:
         """What releases with noise have cost."""
         return self.home / "ledger"

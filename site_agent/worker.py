@@ -7,16 +7,20 @@ How a request is answered:
    secure sum, its members and this attempt are right (``membership.py``);
 3. an answer given before under this contract and round goes out again, byte for byte; another
    request under that round is refused;
-4. not too many were answered in the last hour and day; the cohort is of the contract's modality
+4. no quota is used up (``quota.py``); the cohort is of the contract's modality
    and has enough patients; the weights are such as honest training gives (``guards.py``);
 5. charge the privacy ledger, where the contract has differential privacy (``ledger.py``);
-6. compute, check the result, mask it for a secure sum, write it to the outbox, return it.
+6. compute, check the result, mask it for a secure sum;
+7. write its line into the audit log, whose head goes with it, and it to the outbox; return it.
 
 Whatever fails becomes a refusal: a code, an incident id, never a text.
 """
 
+import hashlib
+import math
 import os
 import time
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -40,26 +44,27 @@ from shared.messages import (
     payload_digest,
 )
 from shared.networks import parameter_count
+from site_agent.audit import AuditError, AuditLog
 from site_agent.cohort import Cohort
 from site_agent.enrolment import signing_key
 from site_agent.guards import weights_violation
 from site_agent.incidents import RefusedError, log, refuse
 from site_agent.ledger import Ledger, charge_for
 from site_agent.membership import Membership
-from site_agent.outbox import Outbox
+from site_agent.outbox import Entry, Outbox
 from site_agent.policy import contract_violation, modality_violation, request_violation
+from site_agent.quota import answer_shape, gradients_in, refuse_beyond_quota, size_of
 from site_agent.settings import SiteSettings
 from site_agent.summaries import contribution, device, inquiry, summarise
 
 THREADS_VARIABLE = "FEDSTILL_THREADS"
-HOUR_S = 3600.0
-DAY_S = 24 * HOUR_S
 
 
 def answer(
     payload: bytes, *, settings: SiteSettings, cohort: Cohort | None, outbox: Outbox
 ) -> bytes:
     """Answers one encoded request, with a refusal if need be, encoded. Never raises."""
+    audit = AuditLog(settings.audit_path)
     try:
         try:
             message = decode(payload)
@@ -69,9 +74,13 @@ def answer(
         if isinstance(header, StatusQueryHeader):
             return encode(Message(header=_status(settings, cohort, outbox)))
         if isinstance(header, KeyQueryHeader):
-            return _offer(header, settings=settings, cohort=cohort, outbox=outbox)
+            offered = _offer(header, settings=settings, cohort=cohort, outbox=outbox)
+            audit.append("key-offered", **_about(header))
+            return offered
         if isinstance(header, OpenQueryHeader):
-            return _opening(header, settings=settings, outbox=outbox)
+            opening = _opening(header, settings=settings, outbox=outbox)
+            audit.append("opened", **_about(header))
+            return opening
         if not isinstance(header, ProbeHeader):
             raise RefusedError(RefusalCode.UNKNOWN_KIND, f"a {header.type} message")
         return _summary(
@@ -81,11 +90,15 @@ def answer(
             settings=settings,
             cohort=cohort,
             outbox=outbox,
+            audit=audit,
         )
     except RefusedError as error:
-        return refuse(site=settings.name, code=error.code, error=error)
+        return refuse(site=settings.name, code=error.code, error=error, audit=audit)
+    except AuditError as error:
+        reason = RefusedError(RefusalCode.INTERNAL, str(error))
+        return refuse(site=settings.name, code=reason.code, error=reason, audit=audit)
     except Exception as error:
-        return refuse(site=settings.name, code=RefusalCode.INTERNAL, error=error)
+        return refuse(site=settings.name, code=RefusalCode.INTERNAL, error=error, audit=audit)
 
 
 def set_threads() -> None:
@@ -107,6 +120,7 @@ def _summary(
     settings: SiteSettings,
     cohort: Cohort | None,
     outbox: Outbox,
+    audit: AuditLog,
 ) -> bytes:
     started = time.monotonic()
     contract = header.contract
@@ -120,20 +134,43 @@ def _summary(
     if replay is not None:
         if member is not None:
             member.answered(header)
+        audit.append("repeated", **_about(header), answer=payload_digest(replay))
         log.info("round %d of %s: sent again", header.round, header.contract_digest[:16])
         return replay
-    _refuse_too_often(settings, outbox)
     cohort = _fit_cohort(contract, cohort, settings)
+    shape = answer_shape(header, weights.shape, cohort=cohort, policy=settings.policy)
+    refuse_beyond_quota(
+        settings.policy,
+        outbox,
+        gradients=gradients_in(shape),
+        size_bytes=size_of(shape, masked=member is not None),
+    )
     _refuse_bad_weights(header, weights, outbox)
     asked = inquiry(header, arrays, cohort=cohort, settings=settings)
     noise = charge_for(header, ledger=Ledger(settings.ledger_path), policy=settings.policy)
-    reply: dict[str, FloatArray | Ring]
+    if noise is not None:
+        audit.append("charged", **_about(header), noise_multiplier=noise)
+    array: FloatArray | Ring
     if member is None:
-        reply = {"values": summarise(asked, noise_multiplier=noise)}
+        name, array = "values", summarise(asked, noise_multiplier=noise)
     else:
         numerator, weight = contribution(asked, noise_multiplier=noise)
         rows = len(weights)
-        reply = {"masked": member.mask(header, request_digest, numerator, weight, rows=rows)}
+        name, array = "masked", member.mask(header, request_digest, numerator, weight, rows=rows)
+    seconds = round(time.monotonic() - started, 3)
+    norm = math.sqrt(float((array.astype("f8") ** 2).sum())) if member is None else None
+    head = audit.append(
+        "answered",
+        **_about(header),
+        name=contract.name,
+        kind=header.kind,
+        granularity=contract.granularity,
+        noised=noise is not None,
+        shape="x".join(map(str, array.shape)),
+        gradients=gradients_in(asked.shape),
+        norm=norm,
+        numbers=hashlib.sha256(array.tobytes()).hexdigest(),
+    )
     encoded = encode(
         Message(
             header=SummaryHeader(
@@ -145,9 +182,10 @@ def _summary(
                 site=settings.name,
                 patients_at_least=asked.patients_at_least,
                 # Time grows with the number of patients, which noise is there to hide.
-                seconds=round(time.monotonic() - started, 3) if noise is None else 0.0,
+                seconds=seconds if noise is None else 0.0,
+                audit_head=head,
             ),
-            arrays=reply,
+            arrays={name: array},
         )
     )
     if header.kind == "local-steps":
@@ -157,6 +195,22 @@ def _summary(
         contract_digest=header.contract_digest,
         round=header.round,
         attempt=header.attempt,
+        entry=Entry(
+            contract=header.contract_digest,
+            name=contract.name,
+            round=header.round,
+            attempt=header.attempt,
+            answered=datetime.now(UTC),
+            kind=header.kind,
+            granularity=contract.granularity,
+            noised=noise is not None,
+            shape=array.shape,
+            gradients=gradients_in(asked.shape),
+            norm=norm,
+            seconds=seconds,
+            bytes=len(encoded),
+            digest=payload_digest(encoded),
+        ),
     )
     if member is not None:
         member.answered(header)
@@ -167,9 +221,18 @@ def _summary(
         contract.name,
         header.kind,
         len(encoded),
-        time.monotonic() - started,
+        seconds,
     )
     return encoded
+
+
+def _about(header: ProbeHeader | KeyQueryHeader | OpenQueryHeader) -> dict[str, str | int]:
+    """What an audit line names a request by."""
+    return {
+        "contract": header.contract_digest,
+        "round": header.round,
+        "attempt": header.attempt,
+    }
 
 
 def _offer(
@@ -179,6 +242,11 @@ def _offer(
     _refuse_other_digest(query)
     _obey_policy(query, settings, probes=1)
     _fit_cohort(query.contract, cohort, settings)
+    answered = outbox.stored(
+        contract_digest=query.contract_digest, round=query.round, attempt=query.attempt
+    )
+    if answered is None:
+        refuse_beyond_quota(settings.policy, outbox)
     return _membership(settings, outbox).offer(query)
 
 
@@ -250,20 +318,6 @@ def _earlier_answer(header: ProbeHeader, request_digest: str, outbox: Outbox) ->
             RefusalCode.ROUND_REUSED, f"round {header.round} was answered for another request"
         )
     return stored
-
-
-def _refuse_too_often(settings: SiteSettings, outbox: Outbox) -> None:
-    policy, now = settings.policy, time.time()
-    for period, seconds, allowed in (
-        ("an hour", HOUR_S, policy.max_requests_an_hour),
-        ("a day", DAY_S, policy.max_requests_a_day),
-    ):
-        answered = outbox.answered(since=now - seconds)
-        if answered >= allowed:
-            raise RefusedError(
-                RefusalCode.TOO_OFTEN,
-                f"{answered} answers in {period}, the policy allows {allowed}",
-            )
 
 
 def _refuse_bad_weights(header: ProbeHeader, weights: FloatArray, outbox: Outbox) -> None:

@@ -79,6 +79,7 @@ class Hospitals:
             site=site,
             patients_at_least=1 if values.ndim == 3 else 5,
             seconds=0.1,
+            audit_head=f"{header.round:064x}",
         )
         return encode(Message(header=summary, arrays={"values": values.numpy()}))
 
@@ -95,6 +96,8 @@ def test_a_run_ends_with_pairs_a_result_and_a_journal(tmp_path: Path) -> None:
         SITES, 2 * 1 + 2
     )
     assert (result["requests"], result["releases"]) == (3, 2 * 1 + 2)
+    # The last head that each site's audit log had.
+    assert {site["audit_head"] for site in result["sites"].values()} == {f"{3:064x}"}
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert {event["phase"] for event in events} == {"public", "anchor", "probes", "distil", "done"}
 

@@ -10,6 +10,8 @@ import pytest
 from pydicom import dcmread
 from typer.testing import CliRunner
 
+from shared.messages import Message, SummaryHeader, encode, payload_digest
+from site_agent.audit import AuditLog
 from site_agent.cli import app
 from site_agent.incidents import log
 from site_agent.outbox import Outbox
@@ -291,3 +293,44 @@ def test_policy_says_what_is_allowed_and_makes_a_lost_file_anew(invoke, tmp_path
     changed = invoke("policy").output
     assert "min_patients: 7" in changed and "max_epsilon: no limit" in changed
     assert said["digest"] not in changed
+
+
+def test_the_audit_log_and_the_outbox_are_told(invoke, tmp_path):
+    init(invoke, tmp_path)
+    settings = read_settings(tmp_path / "home")
+    log = AuditLog(settings.audit_path)
+    heads = [log.append("started", version="1"), log.append("refused", code="policy")]
+    shown = invoke("audit", "show").output.splitlines()
+    assert len(shown) == 2 and "refused code=policy" in shown[1]
+    lines = invoke("audit", "show", "--last", "1", "--json").output.splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["refused"]
+    whole = invoke("audit", "verify", "--head", heads[0])
+    assert (whole.exit_code, whole.output.split()[0]) == (0, "whole:")
+    other = invoke("audit", "verify", "--head", "ab" * 32)
+    assert other.exit_code == 1 and "NOT WHOLE: 2 lines" in other.output
+    log.path.write_bytes(log.path.read_bytes().replace(b"refused", b"stopped"))
+    found = invoke("audit", "verify", "--json")
+    assert found.exit_code == 1
+    verdict = json.loads(found.output)
+    assert (verdict["whole"], verdict["lines"], verdict["site"]) == (False, 2, "site-a")
+    assert "0 answers" in invoke("outbox").output
+    outbox = Outbox(settings.outbox_path)
+    summary = SummaryHeader(
+        contract_digest="ab" * 32,
+        request_digest="cd" * 32,
+        round=3,
+        kind="gradients",
+        site="site-a",
+        patients_at_least=5,
+        seconds=2.0,
+    )
+    values = np.array([[3.0, 0.0], [0.0, 4.0]], np.float32)
+    answer = encode(Message(header=summary, arrays={"values": values}))
+    outbox.store(answer, contract_digest="ab" * 32, round=3)
+    said = invoke("outbox").output
+    assert "round 3 gradients" in said and "2x2 norm 5 " in said and "1 answers, 2 grad" in said
+    (entry,) = json.loads(invoke("outbox", "--json").output)["answers"]
+    assert entry["digest"] == payload_digest(answer)
+    assert entry["path"] == str(outbox.path(next(outbox.entries())))
+    assert invoke("outbox", "--bytes", entry["digest"][:8]).stdout_bytes == answer
+    assert invoke("outbox", "--bytes", "0" * 64).exit_code == 2

@@ -16,6 +16,7 @@ from shared.contract import Anchor, Probes, RunContract
 from shared.messages import Message, StatusQueryHeader, decode, encode, probe_batch
 from shared.tasks.settings import CtDenoise
 from shared.trajectory import start
+from site_agent.audit import AuditLog
 from site_agent.cohort import build_cohort
 from site_agent.enrolment import enrol
 from site_agent.frames import call
@@ -131,6 +132,13 @@ def test_the_worker_answers_has_no_network_and_survives_being_killed(settings):
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert not settings.socket_path.exists()
+    log = AuditLog(settings.audit_path)
+    assert not log.verify(decode(answer).header.audit_head).faults
+    told = [line.event for line in log.lines()]
+    # Killed, it did not stop; what was asked again was told to be repeated.
+    assert told[:5] == ["started", "cohort", "answered", "started", "cohort"]
+    changed = ["repeated", "cohort", "refused", "policy", "refused", "policy", "refused", "refused"]
+    assert told[5:] == [*changed, "policy", "repeated", "stopped"]
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import hashlib
 import logging
 import time
 
@@ -33,7 +34,8 @@ from shared.messages import (
 from shared.networks import parameter_count
 from shared.tasks.settings import CtDenoise, MrDenoise
 from shared.trajectory import start
-from site_agent import incidents, summaries, worker
+from site_agent import audit, incidents, quota, summaries, worker
+from site_agent.audit import AuditLog
 from site_agent.cohort import build_cohort, open_cohort
 from site_agent.enrolment import signing_key
 from site_agent.intake.slices import PatientSlices, Slice
@@ -338,7 +340,7 @@ def test_no_more_requests_are_answered_in_an_hour_than_the_policy_allows(site, m
     # What was answered is answered again; and an hour later there is room.
     assert site(request(round=1), settings=twice) == first
     now = time.time()
-    monkeypatch.setattr(worker.time, "time", lambda: now + worker.HOUR_S + 1)
+    monkeypatch.setattr(quota.time, "time", lambda: now + quota.HOUR_S + 1)
     assert decode(site(request(round=2), settings=twice)).header.type == "summary"
 
 
@@ -347,9 +349,9 @@ def test_no_more_requests_are_answered_in_a_day_than_the_policy_allows(site, mon
     settings = site.settings.model_copy(update={"policy": daily})
     assert decode(site(request(round=1), settings=settings)).header.type == "summary"
     now = time.time()
-    monkeypatch.setattr(worker.time, "time", lambda: now + 23 * worker.HOUR_S)
+    monkeypatch.setattr(quota.time, "time", lambda: now + 23 * quota.HOUR_S)
     assert code_of(site(request(round=2), settings=settings)) is RefusalCode.TOO_OFTEN
-    monkeypatch.setattr(worker.time, "time", lambda: now + 25 * worker.HOUR_S)
+    monkeypatch.setattr(quota.time, "time", lambda: now + 25 * quota.HOUR_S)
     assert decode(site(request(round=2), settings=settings)).header.type == "summary"
 
 
@@ -581,3 +583,97 @@ def test_a_key_is_offered_only_where_the_request_would_be_answered(site):
     payload, _ = masked_request(site, contract)
     site(payload)
     assert code_of(site(open_query(contract), settings=clear)) is RefusalCode.POLICY
+
+
+def told(site):
+    """What the site's audit log says, line by line."""
+    return list(AuditLog(site.settings.audit_path).lines())
+
+
+def test_an_answer_is_in_the_audit_log_and_the_outbox_and_tells_the_logs_head(site):
+    payload = request()
+    reply = site(payload)
+    (line,), header = told(site), decode(reply).header
+    log = AuditLog(site.settings.audit_path)
+    assert header.audit_head == log.verify().head
+    values = decode(reply).arrays["values"]
+    assert (line.event, line.fields["contract"], line.fields["round"]) == (
+        "answered",
+        CONTRACT.digest(),
+        1,
+    )
+    assert line.fields["numbers"] == hashlib.sha256(values.tobytes()).hexdigest()
+    assert line.fields["shape"] == "x".join(map(str, values.shape))
+    (entry,) = site.outbox.entries()
+    assert (entry.digest, entry.bytes) == (payload_digest(reply), len(reply))
+    assert (entry.granularity, entry.noised, entry.gradients) == ("cohort", False, 2)
+    assert entry.norm == pytest.approx(float(np.linalg.norm(values.astype("f8"))))
+    assert entry.norm == line.fields["norm"]
+    # What an earlier version kept says the same of what it can.
+    site.outbox.path(entry).with_name("00001.entry.json").unlink()
+    (plain,) = site.outbox.entries()
+    assert (plain.digest, plain.shape, plain.gradients) == (entry.digest, entry.shape, 2)
+    assert plain.norm == pytest.approx(entry.norm)
+    # Sent again: the same bytes, one line more.
+    assert site(payload) == reply
+    assert told(site)[-1].event == "repeated"
+    assert told(site)[-1].fields["answer"] == payload_digest(reply)
+    assert not log.verify(header.audit_head).faults
+
+
+def test_a_refusal_is_in_the_audit_log_with_its_code_and_incident(site):
+    for payload in (b"nothing of ours", request(round=99)):
+        header = decode(site(payload)).header
+        assert told(site)[-1].event == "refused"
+        assert told(site)[-1].fields == {"code": header.code, "incident": header.incident}
+    assert len(told(site)) == 2
+
+
+def test_nothing_leaves_that_the_audit_log_does_not_hold(site, monkeypatch):
+    first = site(request())
+    log = AuditLog(site.settings.audit_path)
+    log.path.write_bytes(b"")
+    assert code_of(site(request(round=2))) is RefusalCode.INTERNAL
+    assert code_of(site(request())) is RefusalCode.INTERNAL, "not even what left before"
+    assert site.outbox.answered() == 1
+    assert decode(first).header.type == "summary"
+
+
+def test_an_answer_that_fails_to_be_logged_is_not_kept_either(site, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(audit, "write_durably", full)
+        assert code_of(site(request())) is RefusalCode.INTERNAL
+    assert site.outbox.answered() == 0
+    assert decode(site(request())).header.type == "summary"
+    assert not AuditLog(site.settings.audit_path).verify().faults
+
+
+def test_keys_and_openings_of_a_secure_sum_and_charges_are_in_the_audit_log(site):
+    contract = secure(site)
+    payload, _ = masked_request(site, contract)
+    header = decode(site(payload)).header
+    site(open_query(contract))
+    assert [line.event for line in told(site)] == ["key-offered", "answered", "opened"]
+    assert told(site)[1].fields["norm"] is None, "the masks hide it"
+    assert not AuditLog(site.settings.audit_path).verify(header.audit_head).faults
+    (entry,) = site.outbox.entries()
+    assert (entry.granularity, entry.norm, entry.gradients) == ("federation", None, 2)
+
+
+def test_quotas_are_held_against_what_is_asked_before_an_image_is_read(site, monkeypatch):
+    monkeypatch.setattr(worker, "inquiry", None)  # reads images
+    length = parameter_count(TINY)
+    for limits, code in (
+        ({"max_gradients": 1}, RefusalCode.BUDGET_SPENT),
+        ({"max_bytes_a_day": 2 * 4 * length - 1}, RefusalCode.TOO_OFTEN),
+    ):
+        strict = site.settings.model_copy(update={"policy": Policy(**limits)})
+        assert code_of(site(request(), settings=strict)) is code
+    # At granularity patient, every patient's counts: six of them, two weights.
+    strict = allowing(site, max_gradients=11)
+    assert code_of(site(request(contract=BY_PATIENT), settings=strict)) is RefusalCode.BUDGET_SPENT
+    enough = allowing(site, max_gradients=12)
+    assert code_of(site(request(contract=BY_PATIENT), settings=enough)) is RefusalCode.INTERNAL
