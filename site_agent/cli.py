@@ -17,6 +17,7 @@ from site_agent.command_line import DEFAULT_HOME, EXIT_FAILED, Home, Json
 from site_agent.command_line import told as _told
 from site_agent.enrolment import enrol, pseudonym_key
 from site_agent.frames import call
+from site_agent.importer.cli import app as importer
 from site_agent.kit import ENROLMENT_FILE
 from site_agent.policy_file import POLICY_FILE, default_policy_text
 from site_agent.records import audit, outbox
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 app.add_typer(audit, name="audit")
 app.command()(outbox)
+app.add_typer(importer, name="import")
 
 
 @app.command()

@@ -8,6 +8,7 @@ holds pseudonyms, sizes and spacings: no identifier, no path, no date.
 """
 
 import fcntl
+import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from shared.durable import sync_folder, write_durably
-from shared.frozen import Frozen
+from shared.frozen import Frozen, canonical_json
 from shared.tasks.settings import Modality
 from site_agent.intake.geometry import evenly_spaced
 from site_agent.intake.slices import PatientSlices
@@ -68,6 +69,17 @@ class Cohort:
     def slices(self) -> int:
         """How many slices there are."""
         return len(self.index.patient)
+
+    def digest(self) -> str:
+        """SHA-256 of the content: the same wherever the same images were indexed.
+
+        Under one pseudonym key and the same settings; the files' names and places do not matter.
+        """
+        content = canonical_json(self.index.model_dump(mode="json", exclude={"data"}))
+        digest = hashlib.sha256(content)
+        for number in range(self.slices):
+            digest.update(self._voxels[self._offsets[number] : self._offsets[number + 1]].tobytes())
+        return digest.hexdigest()
 
     def images(
         self,

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from shared.enrolment import Address
 from shared.frozen import Frozen, Slug
 from shared.tasks.settings import Modality
+from site_agent.importer.settings import TABLES, ImporterSettings
 from site_agent.policy import Policy
 from site_agent.policy_file import POLICY_FILE, PolicyError, read_policy
 
@@ -37,6 +38,7 @@ class SiteSettings(Frozen):
         32, ge=1, le=512, description="slices kept of one patient, evenly spaced"
     )
     policy: Policy = Policy()
+    importer: ImporterSettings = ImporterSettings()
 
     @model_validator(mode="after")
     def _sequence_of_mr(self) -> "SiteSettings":
@@ -68,6 +70,11 @@ class SiteSettings(Frozen):
     def cohort_path(self) -> Path:
         """The indexed slices."""
         return self.home / "cohort"
+
+    @property
+    def spool_path(self) -> Path:
+        """Where the importer puts what comes from the imaging network."""
+        return self.home / self.importer.spool.expanduser()
 
     @property
     def outbox_path(self) -> Path:
@@ -137,9 +144,8 @@ def explain_settings(error: ValidationError) -> str:
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         field = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            known = ", ".join(
-                name for name in SiteSettings.model_fields if name not in ("home", "policy")
-            )
+            model = TABLES.get(field.rpartition(".")[0], SiteSettings)
+            known = ", ".join(name for name in model.model_fields if name not in ("home", "policy"))
             parts.append(f"{field}: unknown setting, remove it; known: {known}")
         elif item["type"] == "missing":
             parts.append(f"{field}: missing, add it")
@@ -152,5 +158,5 @@ def explain_settings(error: ValidationError) -> str:
         elif field == "aggregator":
             parts.append("aggregator: write HOST:PORT, for example aggregator.example.org:443")
         else:
-            parts.append(f"{field}: {item['msg']}")
+            parts.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(parts)
