@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,7 @@ def init(
     print("   the site allows is your decision")
     print(f"2. hand {settings.home / ENROLMENT_FILE} to the aggregator")
     print("3. site-agent join KIT, with the kit that comes back")
-    print("4. site-agent index, then site-agent up")
+    print("4. site-agent index, site-agent preflight, site-agent up")
 
 
 @app.command()
@@ -119,6 +120,30 @@ def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
             f"The site's policy wants {settings.policy.min_patients} patients: "
             "requests will be refused."
         )
+
+
+@app.command()
+def preflight(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Look at everything that can keep the site from taking part. Changes nothing.
+
+    Exit codes: 0 all is well, 1 a check failed, 4 one cannot be judged yet.
+    """
+    yield_cores()
+    from site_agent.preflight import checks
+    from site_agent.preflight.findings import exit_code
+    from site_agent.preflight.table import as_table
+
+    findings = []
+    with _told(), Console(stderr=True).status("") as status:
+        for check in checks(home):
+            status.update(f"checking {check.name}")
+            findings.append(check.run())
+    code = exit_code(findings)
+    if as_json:
+        print(json.dumps({"exit_code": code, "checks": [asdict(one) for one in findings]}))
+    else:
+        Console().print(as_table(findings))
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal
 
@@ -88,14 +88,17 @@ class Cohort:
         low: float,
         high: float,
         max_slices_per_patient: int = MAX_SLICES_PER_PATIENT,
+        patients: int | None = None,
     ) -> list[NDArray[np.float32]]:
         """One (n, 1, size_px, size_px) array in [0, 1] a patient, sorted by pseudonym.
 
         ``low`` and ``high`` are the stored values that become 0 and 1 (a task's window). Of a
-        patient with more slices than the maximum, evenly spaced ones.
+        patient with more slices than the maximum, evenly spaced ones; of ``patients``, where they
+        are counted, the first.
         """
         images = []
-        for _, members in groupby(range(self.slices), key=self.index.patient.__getitem__):
+        grouped = groupby(range(self.slices), key=self.index.patient.__getitem__)
+        for _, members in islice(grouped, patients):
             numbers = list(members)
             chosen = evenly_spaced(len(numbers), at_most=max_slices_per_patient)
             images.append(

@@ -99,6 +99,7 @@ def test_every_choice_of_a_contract_is_documented() -> None:
                 "init",
                 "join",
                 "index",
+                "preflight",
                 "worker",
                 "connect",
                 "up",

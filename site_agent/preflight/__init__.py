@@ -1,0 +1,50 @@
+"""Preflight: everything that can keep a site from taking part, looked at before it does.
+
+Changes nothing, sends no image and nothing computed of one, and names no patient and no file of
+the images. A check that depends on another that failed says so, and is not judged.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from site_agent.policy_file import POLICY_FILE
+from site_agent.preflight import enrolment, images, machine, network
+from site_agent.preflight.findings import Finding, failed, good
+from site_agent.settings import SettingsError, read_settings
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that is still to be run."""
+
+    name: str
+    run: Callable[[], Finding]
+
+
+def checks(home: Path) -> Iterator[Check]:
+    """All checks of the site in ``home``; of one without valid settings, why they are not."""
+    try:
+        settings = read_settings(home)
+    except SettingsError as error:
+        name = "policy" if f"{POLICY_FILE}: " in str(error) else "configuration"
+        # The text ends with the fix; ; and : set the parts of it apart.
+        yield Check(name, partial(failed, name, str(error), "as it says there"))
+        return
+    yield Check("configuration", partial(good, "configuration", f"site {settings.name}"))
+    yield Check("policy", partial(images.policy, settings))
+    yield Check("keys", partial(enrolment.keys, settings))
+    yield Check("kit", partial(enrolment.kit, settings))
+    line = network.Line(settings)
+    yield Check("DNS", partial(network.names, line))
+    yield Check("proxy", partial(network.proxy, line))
+    yield Check("TLS", partial(network.tls, line))
+    yield Check("clock", partial(network.clock, line))
+    yield Check("fleet API", partial(network.fleet, line))
+    yield Check("GPU", machine.gpu)
+    yield Check("memory", machine.memory)
+    yield Check("disk", partial(machine.disk, settings))
+    yield Check("images", partial(images.source, settings))
+    yield Check("patients", partial(images.patients, settings))
+    yield Check("gradient", partial(machine.gradient, settings))

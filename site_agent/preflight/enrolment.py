@@ -1,0 +1,113 @@
+"""Checks of what enrolment left: private keys that are private, and the aggregator's kit."""
+
+import datetime
+import os
+import stat
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_private_key,
+)
+
+from shared.release.errors import LocalError
+from shared.release.keys import read_private_key
+from site_agent.kit import KIT_FILE, KitError, check_kit, own_enrolment, read_kit
+from site_agent.preflight.findings import Finding, failed, good, unjudged, warning
+from site_agent.settings import SettingsError, SiteSettings
+
+CA_DAYS = 30
+"""An authority's certificate with fewer days left is worth a word."""
+
+
+def keys(settings: SiteSettings) -> Finding:
+    """Whether all keys are there, whole, this user's alone, and those that were handed over."""
+    name = "keys"
+    folder = settings.key_path.parent
+    for path in (folder, settings.key_path, settings.signing_key_path, settings.pseudonym_key_path):
+        problem = _exposure(path)
+        if problem is not None:
+            return failed(name, *problem)
+    try:
+        flower = load_ssh_private_key(settings.key_path.read_bytes(), password=None).public_key()
+        signing = read_private_key(settings.signing_key_path).public_key()
+        handed = own_enrolment(settings)
+    except (LocalError, SettingsError) as error:
+        return failed(name, str(error), "restore it, or make a new home with `site-agent init`")
+    except ValueError:
+        return failed(
+            name,
+            f"{settings.key_path} is not an OpenSSH key",
+            "restore it, or make a new home with `site-agent init`",
+        )
+    line = flower.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    if line.split()[:2] != handed.key_fields() or (
+        signing.public_bytes_raw().hex() != handed.signing_public_key
+    ):
+        return failed(
+            name,
+            "enrolment.json has other public keys than those of keys/",
+            "restore the keys, or make a new home with `site-agent init` and enrol that",
+        )
+    return good(name, "private, and those of enrolment.json")
+
+
+def _exposure(path: Path) -> tuple[str, str] | None:
+    """What is wrong with a key's file or the keys' folder, and the fix; None where nothing is."""
+    folder = path.name == "keys"
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return f"{path} is missing", "restore it, or make a new home with `site-agent init`"
+    except PermissionError:
+        return f"{path} is not readable", "run the preflight as the user who runs the site"
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(status.st_mode):
+        return f"{path} is not a {'folder' if folder else 'file'}", "put the key itself there"
+    if status.st_uid != os.geteuid():
+        return (
+            f"{path} belongs to another user",
+            f"run the preflight as the user who runs the site, or `chown` {path}",
+        )
+    if status.st_mode & 0o077:
+        mode = "700" if folder else "600"
+        return (
+            f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):o})",
+            f"chmod {mode} {path}",
+        )
+    return None
+
+
+def kit(settings: SiteSettings) -> Finding:
+    """Whether the site has joined, with a kit that still holds."""
+    name, path = "kit", settings.home / KIT_FILE
+    if not path.exists():
+        return unjudged(
+            name,
+            "this site has not joined yet",
+            "hand enrolment.json to the coordinator, and `site-agent join` the kit that comes back",
+        )
+    remedy = "`site-agent join` the kit again, or a new one of the coordinator's"
+    try:
+        read = read_kit(path)
+        authority = check_kit(read, settings, source=path)
+        installed = settings.ca_path.read_bytes()
+    except (KitError, SettingsError) as error:
+        return failed(name, str(error), remedy)
+    except OSError as error:
+        return failed(name, f"{settings.ca_path}: {error.strerror}", remedy)
+    if installed != read.ca.encode("ascii"):
+        return failed(name, f"{settings.ca_path} is not the kit's", f"{remedy}, with --replace")
+    return _authority(authority)
+
+
+def _authority(certificate: x509.Certificate) -> Finding:
+    left = (certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).days
+    if left < CA_DAYS:
+        return warning(
+            "kit",
+            f"the aggregator's authority ends in {left} days",
+            "ask the coordinator for a new kit, and `site-agent join` it with --replace",
+        )
+    return good("kit", f"joined; the authority's certificate is good for {left} days")

@@ -1,0 +1,44 @@
+"""What a check of the preflight found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["good", "warning", "failed", "unjudged"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: what was looked at, what is wrong with it, what to do."""
+
+    check: str
+    verdict: Verdict
+    problem: str
+    """Of a good one: what was found."""
+    fix: str = ""
+
+
+def good(check: str, found: str) -> Finding:
+    """Nothing to do."""
+    return Finding(check, "good", found)
+
+
+def warning(check: str, problem: str, fix: str) -> Finding:
+    """It works, and could be better."""
+    return Finding(check, "warning", problem, fix)
+
+
+def failed(check: str, problem: str, fix: str) -> Finding:
+    """It does not work."""
+    return Finding(check, "failed", problem, fix)
+
+
+def unjudged(check: str, problem: str, fix: str) -> Finding:
+    """It cannot be told before something else is done."""
+    return Finding(check, "unjudged", problem, fix)
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """1 where a check failed, else 4 where one cannot be judged, else 0."""
+    verdicts = {finding.verdict for finding in findings}
+    return 1 if "failed" in verdicts else 4 if "unjudged" in verdicts else 0
