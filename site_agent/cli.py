@@ -93,7 +93,7 @@ def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     from site_agent.intake import IntakeError, read_folder
     from site_agent.intake.reasons import IntakeReport
 
-    with _told(IntakeError, interrupted="Nothing was changed."):
+    with _told(IntakeError, interrupted="The cohort is as it was; run it again to go on."):
         settings = read_settings(home)
         with _progress() as on_progress:
             report = IntakeReport(on_progress=on_progress)
@@ -104,6 +104,7 @@ def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
                 report=report,
                 modality=settings.modality,
                 sequence=settings.sequence,
+                memory=settings.cohort_path,
             )
             try:
                 build_cohort(settings.cohort_path, patients, modality=settings.modality)

@@ -1,48 +1,43 @@
 """Folders of DICOM or NIfTI files into slices of one modality, by patient.
 
 1. List the files, in a fixed order.
-2. Read each one's header; skip what is not an axial image of the modality, with a code.
+2. Have each one's header read by a reader, a process within limits, unless an earlier index has;
+   skip what is not an axial image of the modality, with a code.
 3. Group by patient (PatientID, else the folder), then by series, ordered along the normal.
-4. Patient by patient, read the pixels of the slices that are kept.
+4. Patient by patient, have the pixels of the slices read that are kept.
 
-A file that cannot be read stops nothing, and no text from inside a file is ever repeated.
+This process parses no image file. A file that cannot be read stops nothing, and no text from
+inside a file is ever repeated.
 """
 
-import hashlib
-import hmac
 import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.tasks.settings import Modality
-from site_agent.intake import dicom, nifti
 from site_agent.intake.geometry import evenly_spaced
-from site_agent.intake.mr import names_sequence
-from site_agent.intake.reasons import IntakeReport, Skipped, SkipReason
-from site_agent.intake.selection import Candidate, read_patient
+from site_agent.intake.headers import FileHeader, HeaderMemory, ImageFile, file_header
+from site_agent.intake.pool import Job, ReaderError, ReaderPool
+from site_agent.intake.reasons import IntakeReport, SkipReason
+from site_agent.intake.selection import patients_slices
+from site_agent.intake.series import Candidate
 from site_agent.intake.slices import PatientSlices
 from site_agent.intake.windowing import windowed
 
 EVALUATED_SLICES = 8
 KEPT_SLICES = 32
+MAX_READERS = 4
+
+_HEADER_BATCH = 32
 
 
 class IntakeError(ValueError):
     """A folder that cannot be read, or holds no usable image; the text names the fix."""
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What a site offers: a modality and, of MR, the sequences whose name has a word so begun."""
-
-    modality: Modality
-    sequence: str | None = None
 
 
 def read_folder(
@@ -53,40 +48,45 @@ def read_folder(
     report: IntakeReport,
     modality: Modality,
     sequence: str | None = None,
+    memory: Path | None = None,
+    readers: int | None = None,
 ) -> Iterator[PatientSlices]:
     """Yields a folder's patients, sorted by pseudonym, at most ``slices_per_patient`` of each.
 
     A pseudonym is an HMAC under ``pseudonym_key``. Slices of at most 5 mm are preferred where a
     patient has any. ``sequence`` takes the MR series alone of whose name a word begins with it, in
     any case: of a volume's file name, of a DICOM series' ProtocolName or SeriesDescription.
-    ``report`` counts what was skipped, and why. Raises ``IntakeError`` where the folder itself
-    cannot be read.
+    ``report`` counts what was skipped, and why. ``memory`` is a folder in which headers are
+    remembered for the next time, ``readers`` the number of processes (else the cores, at most
+    four). Raises ``IntakeError`` where the folder itself cannot be read.
     """
-    wanted = _Wanted(modality, sequence)
-    candidates: dict[str, list[Candidate]] = defaultdict(list)
-    files = list(image_files(path, report))
+    files = list(_listed(path, report))
     report.files = len(files)
-    seen: set[str] = set()
-    for done, file in enumerate(files, start=1):
-        try:
-            patient, found = _header(file, path, seen, wanted)
-            candidates[_pseudonym(pseudonym_key, patient)] += found
-        except Skipped as skipped:
-            report.skip(skipped.reason)
-        report.progress("headers", done, len(files))
-    for done, pseudonym in enumerate(sorted(candidates), start=1):
-        # Popped, so that a large folder's headers go as its pixels come.
-        patient_slices = read_patient(
-            candidates.pop(pseudonym),
-            modality=modality,
-            at_most=slices_per_patient,
-            report=report,
-        )
-        if patient_slices:
-            report.patients += 1
-            report.slices += len(patient_slices)
-            yield PatientSlices(pseudonym=pseudonym, slices=patient_slices)
-        report.progress("pixels", done, done + len(candidates))
+    asked = f"{modality} {sequence or ''}"
+    count = readers or min(len(os.sched_getaffinity(0)), MAX_READERS)
+    try:
+        with ReaderPool(readers=count) as pool:
+            with HeaderMemory(memory, key=pseudonym_key, asked=asked) as remembered:
+                candidates = _candidates(
+                    files, remembered, pool, report, pseudonym_key, modality, sequence
+                )
+                remembered.complete()
+            patients = len(candidates)
+            read = patients_slices(
+                candidates,
+                modality=modality,
+                at_most=slices_per_patient,
+                report=report,
+                pool=pool,
+            )
+            for done, (pseudonym, slices) in enumerate(read, start=1):
+                if slices:
+                    report.patients += 1
+                    report.slices += len(slices)
+                    yield PatientSlices(pseudonym=pseudonym, slices=slices)
+                report.progress("pixels", done, patients)
+    except ReaderError as error:
+        raise IntakeError(str(error)) from None
 
 
 def evaluation_images(
@@ -145,56 +145,89 @@ def image_files(path: Path, report: IntakeReport) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _header(file: Path, root: Path, seen: set[str], wanted: _Wanted) -> tuple[str, list[Candidate]]:
-    """The patient (not yet a pseudonym) and the slices of one file. Raises ``Skipped``."""
-    try:
+def _listed(path: Path, report: IntakeReport) -> Iterator[ImageFile | SkipReason]:
+    """The folder's files; a code for what is none, or cannot even be asked."""
+    for file in image_files(path, report):
+        try:
+            information = file.stat()
+        except OSError:
+            yield SkipReason.UNREADABLE
+            continue
         # Opening a pipe or a device could block for ever.
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise Skipped(SkipReason.NOT_AN_IMAGE)
-        is_dicom = dicom.is_dicom(file)
-    except OSError:
-        raise Skipped(SkipReason.UNREADABLE) from None
-    if is_dicom:
-        return _dicom_header(file, root, seen, wanted)
-    if file.name.lower().endswith(nifti.SUFFIXES):
-        stem = file.name.lower().removesuffix(".gz").removesuffix(".nii")
-        if wanted.sequence is not None and not names_sequence(stem, wanted.sequence):
-            raise Skipped(SkipReason.OTHER_SEQUENCE)
-        volume = nifti.read_header(file)
-        series = str(file.relative_to(root))
-        return _folder_patient(file, root), [
-            Candidate(volume, index, volume.thickness_mm, (series, float(index), ""))
+        if not stat.S_ISREG(information.st_mode):
+            yield SkipReason.NOT_AN_IMAGE
+        elif not os.access(file, os.R_OK):
+            yield SkipReason.UNREADABLE
+        else:
+            yield ImageFile(file, path, information.st_size, information.st_mtime_ns)
+
+
+def _candidates(
+    files: list[ImageFile | SkipReason],
+    memory: HeaderMemory,
+    pool: ReaderPool,
+    report: IntakeReport,
+    key: bytes,
+    modality: Modality,
+    sequence: str | None,
+) -> dict[str, list[Candidate]]:
+    """The slices that could be read, by pseudonym."""
+    unread = [isinstance(file, ImageFile) and memory.get(file) is None for file in files]
+    answers = pool.answers(
+        (
+            _header_job(file, modality, sequence)
+            for file, needed in zip(files, unread, strict=True)
+            if needed and isinstance(file, ImageFile)
+        ),
+        batch=_HEADER_BATCH,
+    )
+    candidates: dict[str, list[Candidate]] = defaultdict(list)
+    seen: set[str] = set()
+    for done, (file, needed) in enumerate(zip(files, unread, strict=True), start=1):
+        if isinstance(file, SkipReason):
+            header = FileHeader(code=file)
+        elif needed:
+            header = file_header(next(answers), file, key=key)
+            memory.put(file, header)
+        else:
+            header = memory.get(file) or FileHeader(code=SkipReason.CHANGED)
+            report.remembered += 1
+        _take(header, candidates, seen, report)
+        report.progress("headers", done, len(files))
+    return candidates
+
+
+def _take(
+    header: FileHeader,
+    candidates: dict[str, list[Candidate]],
+    seen: set[str],
+    report: IntakeReport,
+) -> None:
+    """Adds what a file holds to its patient, or counts why not."""
+    if header.code is not None:
+        report.skip(header.code)
+        return
+    if header.volume is not None:
+        volume = header.volume
+        candidates[header.patient] += [
+            Candidate(volume, index, volume.thickness_mm, (str(volume.path), float(index), ""))
             for index in range(volume.slices)
         ]
-    raise Skipped(SkipReason.NOT_AN_IMAGE)
+        return
+    instance = header.slices[0].instance
+    if instance and instance in seen:
+        report.skip(SkipReason.DUPLICATE)
+        return
+    seen.add(instance)
+    for code in header.refused:
+        report.skip(code)
+    candidates[header.patient] += [
+        Candidate(
+            one, 0, one.thickness_mm, (one.series, one.position_mm, f"{instance} {one.number:05}")
+        )
+        for one in header.slices
+    ]
 
 
-def _dicom_header(
-    file: Path, root: Path, seen: set[str], wanted: _Wanted
-) -> tuple[str, list[Candidate]]:
-    header = dicom.read_header(file, modality=wanted.modality, sequence=wanted.sequence)
-    if header.instance:
-        if header.instance in seen:
-            raise Skipped(SkipReason.DUPLICATE)
-        seen.add(header.instance)
-    order = (header.series, header.position_mm, str(file))
-    candidate = Candidate(header, 0, header.thickness_mm, order)
-    if header.patient_id is not None:
-        return f"id:{header.patient_id}", [candidate]
-    return _folder_patient(file, root), [candidate]
-
-
-def _folder_patient(file: Path, root: Path) -> str:
-    """The patient by the first folder below ``root``: never less than all of one person's files.
-
-    A volume that lies in ``root`` itself is a patient of its own; a DICOM file there is not.
-    """
-    parts = file.relative_to(root).parts
-    if len(parts) > 1:
-        return f"folder:{parts[0]}"
-    return f"file:{file.name}" if file.name.lower().endswith(nifti.SUFFIXES) else "folder:"
-
-
-def _pseudonym(key: bytes, patient: str) -> str:
-    digest = hmac.new(key, patient.encode("utf-8", "surrogateescape"), hashlib.sha256)
-    return digest.hexdigest()[:32]
+def _header_job(file: ImageFile, modality: Modality, sequence: str | None) -> Job:
+    return {"ask": "header", "path": str(file.path), "modality": modality, "sequence": sequence}

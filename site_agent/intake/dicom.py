@@ -2,8 +2,11 @@
 
 Part 3 of the standard, CT Image module (C.8.2.1): stored values times RescaleSlope plus
 RescaleIntercept are Hounsfield units, whatever PhotometricInterpretation says of their display, so
-MONOCHROME1 is not inverted. MR signal has no unit; slope and intercept only take back what a
-scanner scaled each slice by.
+MONOCHROME1 is not inverted there. MR signal has no unit: slope and intercept only take back what a
+scanner scaled each slice by, and MONOCHROME1, whose low values are bright, is inverted.
+
+Only the readers' processes call this module's functions: the identifiers that a ``DicomSlice``
+brings are hashed as soon as they arrive (``intake.headers``).
 """
 
 import logging
@@ -14,33 +17,50 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.pixels import get_decoder
+from pydicom.datadict import tag_for_keyword
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import (
-    UID,
-    AllTransferSyntaxes,
+    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
-    MediaStorageDirectoryStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    MRImageStorage,
 )
 
-from shared.tasks.settings import Modality
+from site_agent.intake.enhanced import FUNCTIONAL_GROUPS, frame_headers
 from site_agent.intake.geometry import Plane, axial_plane
 from site_agent.intake.hounsfield import hounsfield, padded
-from site_agent.intake.mr import names_sequence
+from site_agent.intake.placement import Placement, placement, stored_values
 from site_agent.intake.reasons import Skipped, SkipReason
+from site_agent.intake.sequences import names_sequence
+from site_agent.intake.strictness import STRICT
+from site_agent.intake.syntaxes import dataset_bytes, opened, transfer_syntax
 
-MAX_FILE_BYTES = 256 * 2**20
-MAX_EDGE_PX = 4096
-MIN_EDGE_PX = 16
+Modality = Literal["CT", "MR"]
+
+SINGLE_FRAME = frozenset({CTImageStorage, MRImageStorage})
+ENHANCED = frozenset(
+    {
+        EnhancedCTImageStorage,
+        EnhancedMRImageStorage,
+        LegacyConvertedEnhancedCTImageStorage,
+        LegacyConvertedEnhancedMRImageStorage,
+    }
+)
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and what it begins: its multi-frame kinds
+MAX_IDENTIFIER = 1024
 
 _HEADER_TAGS = [
     "BitsAllocated",
+    "BitsStored",
     "BurnedInAnnotation",
     "Columns",
     "EchoTime",
@@ -61,25 +81,16 @@ _HEADER_TAGS = [
     "RescaleSlope",
     "RescaleType",
     "Rows",
+    "SOPClassUID",
     "SOPInstanceUID",
     "SamplesPerPixel",
     "SeriesDescription",
     "SeriesInstanceUID",
     "SliceThickness",
+    *FUNCTIONAL_GROUPS,
 ]
-_PIXEL_TAGS = [
-    "BitsAllocated",
-    "BitsStored",
-    "Columns",
-    "HighBit",
-    "NumberOfFrames",
-    "PhotometricInterpretation",
-    "PixelData",
-    "PixelRepresentation",
-    "PlanarConfiguration",
-    "Rows",
-    "SamplesPerPixel",
-]
+_TAGS = [tag for keyword in _HEADER_TAGS if (tag := tag_for_keyword(keyword)) is not None]
+_PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 # Identifiers that de-identification tools give to everybody: they name no one patient.
 _NOBODY = {"", "NONE", "UNKNOWN", "ANON", "ANONYMOUS", "ANONYMIZED", "ANONYMISED", "REMOVED"}
 
@@ -89,9 +100,13 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 @dataclass(frozen=True)
 class DicomSlice:
-    """What is known of a slice before its pixels are read. ``patient_id`` stays in memory."""
+    """What is known of a slice, a file's ``number``-th frame, before its pixels are read."""
+
+    __pydantic_config__: ClassVar = STRICT
 
     path: Path
+    number: int
+    place: Placement
     patient_id: str | None
     series: str  # of MR an echo of a series: echoes are contrasts of their own
     instance: str
@@ -105,75 +120,67 @@ class DicomSlice:
     shape: tuple[int, int]  # rows, columns, as displayed
     slope: float
     intercept: float
-    bits_allocated: int
     padding: tuple[int, int] | None
+
+
+def read_headers(
+    path: Path, *, modality: Modality = "CT", sequence: str | None = None
+) -> tuple[list[DicomSlice], list[SkipReason]]:
+    """Reads everything but the pixels: a file's slices, and a code for each frame that is none.
+
+    ``sequence`` is looked for in the series' name, of which nothing is kept. Raises ``Skipped``
+    with the reason where the file holds no axial slice of ``modality`` that can be read.
+    """
+    with _reading():
+        with opened(path) as file:  # refuses what is no regular file, or far too large
+            modified_ns = os.fstat(file.fileno()).st_mtime_ns
+        syntax, begin = transfer_syntax(path)
+        with dataset_bytes(path, syntax, begin) as (source, length):
+            if syntax == DeflatedExplicitVRLittleEndian:
+                header = read_dataset(
+                    source, False, True, stop_when=_at_pixels, specific_tags=_TAGS
+                )
+            else:
+                header = dcmread(source, stop_before_pixels=True, specific_tags=list(_TAGS))
+            kind = _refuse_unwanted(header, modality)
+            names = [str(header.get(tag) or "") for tag in ("ProtocolName", "SeriesDescription")]
+            if sequence is not None and not any(names_sequence(name, sequence) for name in names):
+                raise Skipped(SkipReason.OTHER_SEQUENCE)
+            place = placement(
+                header, source, length, syntax=syntax, begin=begin, modified_ns=modified_ns
+            )
+        if kind in SINGLE_FRAME:
+            return [_slice(path, header, header, 0, place, modality)], []
+        slices, refused = [], []
+        for number, frame in enumerate(frame_headers(header, frames=place.frames)):
+            try:
+                slices.append(_slice(path, header, frame, number, place, modality))
+            except Skipped as skipped:
+                refused.append(skipped.reason)
+        if not slices:
+            raise Skipped(refused[0])
+        return slices, refused
 
 
 def read_header(
     path: Path, *, modality: Modality = "CT", sequence: str | None = None
 ) -> DicomSlice:
-    """Reads everything but the pixels.
-
-    ``sequence`` is looked for in the series' name, of which nothing is kept. Raises ``Skipped``
-    with the reason where the file is not an axial slice of ``modality`` that can be read.
-    """
-    with _reading():
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise Skipped(SkipReason.TOO_LARGE)
-        syntax = _transfer_syntax(path)
-        with path.open("rb") as file:
-            header = dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
-            # It stopped before the tag, representation and length of the pixels.
-            pixel_bytes = size - file.tell() - (8 if syntax.is_implicit_VR else 12)
-        _refuse_unwanted(header, modality)
-        names = [str(header.get(tag) or "") for tag in ("ProtocolName", "SeriesDescription")]
-        if sequence is not None and not any(names_sequence(name, sequence) for name in names):
-            raise Skipped(SkipReason.OTHER_SEQUENCE)
-        _refuse_impossible_size(header, pixel_bytes, compressed=syntax.is_compressed)
-        orientation = _numbers(header, "ImageOrientationPatient", 6)
-        corner = _numbers(header, "ImagePositionPatient", 3)
-        plane = axial_plane(orientation)
-        shape = int(header.Rows), int(header.Columns)
-        spacing = _numbers(header, "PixelSpacing", 2)
-        if min(spacing) <= 0:
-            raise Skipped(SkipReason.NO_GEOMETRY)
-        slope, intercept = _rescale(header, modality)
-        series = str(header.get("SeriesInstanceUID", ""))
-        if modality == "MR":
-            series = f"{series} {header.get('EchoTime') or 0}"
-        return DicomSlice(
-            path=path,
-            patient_id=_patient_id(header),
-            series=series,
-            instance=str(header.get("SOPInstanceUID", "")),
-            frame=str(header.get("FrameOfReferenceUID", "")),
-            plane=plane,
-            orientation=tuple(orientation),
-            corner_mm=tuple(corner),
-            position_mm=plane.position_mm(corner),
-            thickness_mm=_thickness_mm(header),
-            spacing_mm=(spacing[1], spacing[0]) if plane.transpose else (spacing[0], spacing[1]),
-            shape=shape[::-1] if plane.transpose else shape,
-            slope=slope,
-            intercept=intercept,
-            bits_allocated=int(header.BitsAllocated),
-            padding=_padding(header),
-        )
+    """The first slice of ``read_headers``."""
+    return read_headers(path, modality=modality, sequence=sequence)[0][0]
 
 
 def read_pixels(header: DicomSlice) -> NDArray[np.int16]:
     """Reads a CT slice in Hounsfield units, turned for axial display, (rows, columns).
 
-    Raises ``Skipped`` (undecodable, unreadable).
+    Raises ``Skipped`` (undecodable, unreadable, changed).
     """
     with _reading():
         return header.plane.display(
             hounsfield(
-                _stored(header.path),
+                stored_values(header.path, header.place, header.number),
                 slope=header.slope,
                 intercept=header.intercept,
-                bits_allocated=header.bits_allocated,
+                bits_allocated=header.place.bits_allocated,
                 padding=header.padding,
             )
         )
@@ -182,25 +189,18 @@ def read_pixels(header: DicomSlice) -> NDArray[np.int16]:
 def read_signal(header: DicomSlice) -> NDArray[np.float32]:
     """Reads an MR slice on the scanner's scale, turned for axial display; padding becomes 0.
 
-    Raises ``Skipped`` (undecodable, unreadable).
+    Raises ``Skipped`` (undecodable, unreadable, changed).
     """
     with _reading():
-        stored = _stored(header.path)
-        signal = stored.astype(np.float64) * header.slope + header.intercept
+        place = header.place
+        stored = stored_values(header.path, place, header.number)
+        values = stored.astype(np.float64)
+        if place.photometric == "MONOCHROME1":
+            values = (-1.0 if place.signed else 2.0**place.bits_stored - 1) - values
+        signal = values * header.slope + header.intercept
         if header.padding is not None:
-            signal[padded(stored, header.padding, bits_allocated=header.bits_allocated)] = 0.0
+            signal[padded(stored, header.padding, bits_allocated=place.bits_allocated)] = 0.0
         return header.plane.display(signal.astype(np.float32))
-
-
-def _stored(path: Path) -> NDArray[np.generic]:
-    dataset = dcmread(path, specific_tags=list(_PIXEL_TAGS))
-    try:
-        stored: NDArray[np.generic] = dataset.pixel_array
-    except Exception:
-        raise Skipped(SkipReason.UNDECODABLE) from None
-    if stored.ndim != 2:
-        raise Skipped(SkipReason.UNDECODABLE)
-    return stored
 
 
 @contextmanager
@@ -210,66 +210,85 @@ def _reading() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Skipped:
+    except (Skipped, MemoryError):
         raise
     except Exception:
         raise Skipped(SkipReason.UNREADABLE) from None
 
 
-def _transfer_syntax(path: Path) -> UID:
-    try:
-        meta = read_file_meta_info(path)
-    except InvalidDicomError:
-        raise Skipped(SkipReason.NOT_AN_IMAGE) from None
-    if meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-        raise Skipped(SkipReason.NOT_AN_IMAGE)
-    syntax = UID(str(meta.get("TransferSyntaxUID", "")))
-    # A deflated file of half a megabyte can expand to a gigabyte before anything can be checked.
-    if syntax not in AllTransferSyntaxes or syntax == DeflatedExplicitVRLittleEndian:
-        raise Skipped(SkipReason.UNSUPPORTED_SYNTAX)
-    try:
-        decodable = get_decoder(syntax).is_available
-    except NotImplementedError:
-        decodable = False
-    if not decodable:
-        raise Skipped(SkipReason.UNSUPPORTED_SYNTAX)
-    return syntax
+def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return tag in _PIXEL_TAGS
 
 
-def _refuse_unwanted(header: Dataset, modality: Modality) -> None:
-    image_type = [str(part).upper() for part in _sequence(header.get("ImageType"))]
-    if str(header.get("Modality", "")).upper() != modality:
-        raise Skipped(SkipReason.NOT_CT if modality == "CT" else SkipReason.NOT_MR)
+def _slice(
+    path: Path, header: Dataset, frame: Dataset, number: int, place: Placement, modality: Modality
+) -> DicomSlice:
+    """A slice by the elements of its ``frame``; those of the whole object are ``header``'s."""
+    image_type = [str(part).upper() for part in _sequence(frame.get("ImageType"))]
     if "LOCALIZER" in image_type or "SCOUT" in image_type:
         raise Skipped(SkipReason.LOCALISER)
-    if int(header.get("NumberOfFrames") or 1) != 1:
+    orientation = _numbers(frame, "ImageOrientationPatient", 6)
+    corner = _numbers(frame, "ImagePositionPatient", 3)
+    plane = axial_plane(orientation)
+    spacing = _numbers(frame, "PixelSpacing", 2)
+    if min(spacing) <= 0:
+        raise Skipped(SkipReason.NO_GEOMETRY)
+    slope, intercept = _rescale(frame, modality)
+    series = _identifier(header, "SeriesInstanceUID")
+    if modality == "MR":
+        series = f"{series} {frame.get('EchoTime') or 0}"
+    if "StackID" in frame:
+        series = f"{series} {frame.StackID}"[:MAX_IDENTIFIER]
+    return DicomSlice(
+        path=path,
+        number=number,
+        place=place,
+        patient_id=_patient_id(header),
+        series=series,
+        instance=_identifier(header, "SOPInstanceUID"),
+        frame=_identifier(header, "FrameOfReferenceUID"),
+        plane=plane,
+        orientation=tuple(orientation),
+        corner_mm=tuple(corner),
+        position_mm=plane.position_mm(corner),
+        thickness_mm=_thickness_mm(frame),
+        spacing_mm=(spacing[1], spacing[0]) if plane.transpose else (spacing[0], spacing[1]),
+        shape=(place.columns, place.rows) if plane.transpose else (place.rows, place.columns),
+        slope=slope,
+        intercept=intercept,
+        padding=_padding(header),
+    )
+
+
+def _refuse_unwanted(header: Dataset, modality: Modality) -> str:
+    """Refuses what the header says of the whole object; gives its SOP class."""
+    kind = str(header.get("SOPClassUID", ""))
+    if kind == _SECONDARY_CAPTURE or kind.startswith(_SECONDARY_CAPTURE + "."):
+        raise Skipped(SkipReason.SECONDARY_CAPTURE)
+    if kind not in SINGLE_FRAME | ENHANCED:
+        raise Skipped(SkipReason.UNSUPPORTED_CLASS)
+    if str(header.get("Modality", "")).upper() != modality:
+        raise Skipped(SkipReason.NOT_CT if modality == "CT" else SkipReason.NOT_MR)
+    if kind in SINGLE_FRAME and int(header.get("NumberOfFrames") or 1) != 1:
         raise Skipped(SkipReason.MULTI_FRAME)
     photometric = str(header.get("PhotometricInterpretation", ""))
-    if int(header.get("SamplesPerPixel") or 1) != 1 or not photometric.startswith("MONOCHROME"):
+    greyscale = photometric in ("MONOCHROME1", "MONOCHROME2")
+    if int(header.get("SamplesPerPixel") or 1) != 1 or not greyscale:
         raise Skipped(SkipReason.NOT_GREYSCALE)
     if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
         raise Skipped(SkipReason.BURNED_IN)
+    return kind
 
 
-def _refuse_impossible_size(header: Dataset, pixel_bytes: int, *, compressed: bool) -> None:
-    rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
-    bits = int(header.get("BitsAllocated") or 0)
-    if max(rows, columns) > MAX_EDGE_PX:
-        raise Skipped(SkipReason.TOO_LARGE)
-    if min(rows, columns) < MIN_EDGE_PX or bits not in (8, 16, 32):
-        raise Skipped(SkipReason.UNREADABLE)
-    if not compressed and pixel_bytes < rows * columns * bits // 8:
-        raise Skipped(SkipReason.TRUNCATED)
-
-
-def _rescale(header: Dataset, modality: Modality) -> tuple[float, float]:
-    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+def _rescale(frame: Dataset, modality: Modality) -> tuple[float, float]:
+    slope, intercept = frame.get("RescaleSlope"), frame.get("RescaleIntercept")
     if modality == "MR":
         # Optional in an MR image, and in no unit.
-        slope, intercept = 1 if slope is None else slope, intercept or 0
-        return (float(slope), float(intercept)) if float(slope) > 0 else (1.0, 0.0)
+        slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
+        usable = math.isfinite(slope) and math.isfinite(intercept) and slope > 0
+        return (slope, intercept) if usable else (1.0, 0.0)
     # Absent means HU in a CT image (C.8.2.1); scanners spell it in their own ways.
-    kind = str(header.get("RescaleType") or "HU").strip().upper()
+    kind = str(frame.get("RescaleType") or "HU").strip().upper()
     if not kind.startswith(("HU", "HOUN")):
         raise Skipped(SkipReason.NOT_HOUNSFIELD)
     if slope is None or intercept is None:
@@ -293,20 +312,27 @@ def _integer(value: Any) -> int:
     return int.from_bytes(value[:2], "little") if isinstance(value, bytes) else int(value)
 
 
-def _thickness_mm(header: Dataset) -> float | None:
-    value = header.get("SliceThickness")
+def _thickness_mm(frame: Dataset) -> float | None:
+    value = frame.get("SliceThickness")
     if value is None or not math.isfinite(float(value)) or float(value) <= 0:
         return None
     return float(value)
 
 
 def _patient_id(header: Dataset) -> str | None:
-    value = str(header.get("PatientID") or "").strip()
+    value = _identifier(header, "PatientID").strip()
     return None if value.upper() in _NOBODY else value
 
 
-def _numbers(header: Dataset, keyword: str, count: int) -> list[float]:
-    values = [float(value) for value in _sequence(header.get(keyword))]
+def _identifier(header: Dataset, keyword: str) -> str:
+    value = str(header.get(keyword) or "")
+    if len(value) > MAX_IDENTIFIER // 2:
+        raise Skipped(SkipReason.UNREADABLE)
+    return value
+
+
+def _numbers(frame: Dataset, keyword: str, count: int) -> list[float]:
+    values = [float(value) for value in _sequence(frame.get(keyword))]
     if len(values) != count or not all(math.isfinite(value) for value in values):
         raise Skipped(SkipReason.NO_GEOMETRY)
     return values
@@ -319,7 +345,7 @@ def _sequence(value: Any) -> Sequence[Any]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file has DICOM's preamble. Raises ``OSError`` where it cannot be read."""
-    with path.open("rb") as file:
+    """Whether the file has DICOM's preamble. Raises ``OSError`` or ``Skipped``."""
+    with opened(path) as file:
         file.seek(128, os.SEEK_SET)
         return file.read(4) == b"DICM"

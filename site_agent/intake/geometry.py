@@ -7,12 +7,13 @@ A displayed axial slice has x growing along a row and y growing down a column.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from site_agent.intake.reasons import Skipped, SkipReason
+from site_agent.intake.strictness import STRICT
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 
@@ -26,6 +27,8 @@ THIN_MM = 5.0
 @dataclass(frozen=True)
 class Plane:
     """How a slice lies in the patient, and how to turn it for axial display."""
+
+    __pydantic_config__: ClassVar = STRICT
 
     normal: tuple[float, float, float]  # unit vector, towards the head
     transpose: bool

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 AIR_HU = -1000
 FLOOR_HU = -1024
@@ -66,6 +65,9 @@ def _as_stored(value: int, bits: int, signed: bool) -> int:
 
 def _touching_the_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The connected parts of ``mask`` that reach the image's edge: padding does, tissue not."""
+    # Loaded where it is needed: most slices' padding is plain to see, and readers start sooner.
+    from scipy import ndimage
+
     labels, _ = ndimage.label(mask)
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     touching: NDArray[np.bool_] = np.isin(labels, edge[edge > 0])

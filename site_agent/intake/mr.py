@@ -7,20 +7,15 @@ any gain, and air, measured or set to zero, ends up below it however much of it 
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.filters import threshold_otsu
 
 from site_agent.intake.reasons import Skipped, SkipReason
+from site_agent.intake.scale import thousandths
 
-FULL_SCALE = 1000
-"""The stored value of a series' 99.5th percentile."""
-CEILING = 4000
-"""Largest stored value: vessels and artefacts far above all tissue are cut there."""
 LEAST_FOREGROUND = 0.1
 """Share of a slice that must be foreground: less is the top of the skull, or below the head."""
 
@@ -38,8 +33,7 @@ class Scale:
 
     def thousandths(self, signal: NDArray[np.floating]) -> NDArray[np.int16]:
         """``signal`` of any shape as it is stored."""
-        scaled = np.rint(np.asarray(signal, np.float64) * (FULL_SCALE / self.full))
-        return np.clip(scaled, 0, CEILING).astype(np.int16)
+        return thousandths(signal, full=self.full)
 
     def shows_anatomy(self, signal: NDArray[np.floating]) -> bool:
         """Whether foreground covers at least a tenth of a slice."""
@@ -53,6 +47,9 @@ def scale_of(slices: Sequence[NDArray[np.floating]]) -> Scale:
     phase image; no-signal where nothing stands out.
     """
     signal = np.concatenate([one.ravel() for one in slices]).astype(np.float64)
+    # Processes that only read files need no scikit-image, which is slow to load.
+    from skimage.filters import threshold_otsu
+
     lowest, highest = float(signal.min()), float(signal.max())
     if highest <= 0 or lowest == highest:
         raise Skipped(SkipReason.NO_SIGNAL)
@@ -74,8 +71,3 @@ def scale_of(slices: Sequence[NDArray[np.floating]]) -> Scale:
 def sampling_step(rows: int, columns: int) -> int:
     """Every which pixel of each axis is enough to measure a slice of this size."""
     return max(1, math.ceil(max(rows, columns) / _SAMPLED_EDGE))
-
-
-def names_sequence(text: str, sequence: str) -> bool:
-    """Whether a word of ``text`` begins with ``sequence``, in any case: "T1" is in "sub-3_T1w"."""
-    return re.search(rf"(?<![a-z0-9]){re.escape(sequence.lower())}", text.lower()) is not None

@@ -5,75 +5,140 @@ for its scale and for the slices that show anatomy; then as for CT.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.tasks.settings import Modality
-from site_agent.intake import dicom, nifti
 from site_agent.intake.geometry import THIN_MM, evenly_spaced
 from site_agent.intake.mr import Scale, sampling_step, scale_of
+from site_agent.intake.nifti import NiftiVolume
+from site_agent.intake.pool import Answer, ReaderPool
 from site_agent.intake.reasons import IntakeReport, Skipped, SkipReason
+from site_agent.intake.series import Candidate, Source, told_apart
 from site_agent.intake.slices import Slice
 
-Source = dicom.DicomSlice | nifti.NiftiVolume
+_BATCH = 4
+_ANSWER_BYTES = 64 * 2**20  # of one answer's pixels: more slices of a volume take several
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A slice whose pixels have not been read: of a DICOM file, or number ``index`` of a volume."""
+class _Request:
+    """Slices of one file that are read in one go."""
 
     source: Source
-    index: int
-    thickness_mm: float | None
-    order: tuple[str, float, str]  # series, position, file
+    members: tuple[Candidate, ...]
+    modality: Modality
+    step: int = 1
+    full: float | None = None
+
+    def job(self) -> dict[str, Any]:
+        """For a reader."""
+        fields = asdict(self.source)
+        return {
+            "ask": "pixels",
+            "path": str(fields.pop("path")),
+            "source": fields,
+            "chosen": [item.index for item in self.members],
+            "modality": self.modality,
+            "step": self.step,
+            "full": self.full,
+        }
+
+    def planes(self, answer: Answer) -> NDArray[Any]:
+        """The pixels (n, rows, columns). Raises ``Skipped`` where there are none, or others."""
+        if answer.code is not None:
+            raise Skipped(answer.code)
+        edges = [len(range(0, edge, self.step)) for edge in self.source.shape]
+        if answer.array is None or list(answer.array.shape) != [len(self.members), *edges]:
+            raise Skipped(SkipReason.CRASHED)
+        return answer.array
 
 
-def read_patient(
-    candidates: list[Candidate], *, modality: Modality, at_most: int, report: IntakeReport
-) -> list[Slice]:
-    """Reads at most ``at_most`` of a patient's slices, evenly spaced.
+def patients_slices(
+    candidates: Mapping[str, list[Candidate]],
+    *,
+    modality: Modality,
+    at_most: int,
+    report: IntakeReport,
+    pool: ReaderPool,
+) -> Iterator[tuple[str, list[Slice]]]:
+    """Each patient's slices, sorted by pseudonym: at most ``at_most``, evenly spaced.
 
     Those of at most 5 mm where there are any. What cannot be read is counted in ``report`` and left
     out.
     """
-    thin = [item for item in candidates if item.thickness_mm and item.thickness_mm <= THIN_MM]
-    eligible = sorted(thin or candidates, key=lambda item: item.order)
-    report.not_needed += len(candidates) - len(eligible)
-    scales: dict[str, Scale] = {}
+    eligible = {name: _eligible(candidates[name], report) for name in sorted(candidates)}
     if modality == "MR":
-        eligible, scales = _measured(eligible, report)
+        for name, items in eligible.items():
+            shown, scales = _measured(items, report, pool)
+            requests = _requests(_chosen(shown, at_most, report), modality, scales=scales)
+            answers = pool.answers((one.job() for one in requests), batch=_BATCH)
+            yield name, _slices(requests, answers, report)
+        return
+    plans = [
+        (name, _requests(_chosen(items, at_most, report), modality))
+        for name, items in eligible.items()
+    ]
+    # One stream for all patients, so that no reader waits for a patient's end.
+    answers = pool.answers((one.job() for _, plan in plans for one in plan), batch=_BATCH)
+    for name, plan in plans:
+        yield name, _slices(plan, answers, report)
+
+
+def _eligible(candidates: list[Candidate], report: IntakeReport) -> list[Candidate]:
+    apart = told_apart(candidates, report)
+    thin = [item for item in apart if item.thickness_mm and item.thickness_mm <= THIN_MM]
+    eligible = sorted(thin or apart, key=lambda item: item.order)
+    report.not_needed += len(apart) - len(eligible)
+    return eligible
+
+
+def _chosen(eligible: list[Candidate], at_most: int, report: IntakeReport) -> list[Candidate]:
     chosen = [eligible[index] for index in evenly_spaced(len(eligible), at_most=at_most)]
     report.not_needed += len(eligible) - len(chosen)
+    return chosen
+
+
+def _slices(
+    requests: list[_Request], answers: Iterator[Answer], report: IntakeReport
+) -> list[Slice]:
     slices: list[Slice] = []
-    for source, members in _by_source(chosen).items():
-        scale = scales[members[0].order[0]] if modality == "MR" else None
+    failed: set[Source] = set()
+    for request, answer in zip(requests, answers, strict=False):
+        source = request.source
         try:
-            planes = _pixels(source, [item.index for item in members], scale)
+            planes = request.planes(answer)
         except Skipped as skipped:
-            report.skip(skipped.reason)
+            if source not in failed:
+                report.skip(skipped.reason)
+            failed.add(source)
             continue
-        slices += [Slice(pixels, source.spacing_mm, source.thickness_mm) for pixels in planes]
+        slices += [Slice(plane, source.spacing_mm, source.thickness_mm) for plane in planes]
     return slices
 
 
 def _measured(
-    eligible: list[Candidate], report: IntakeReport
+    eligible: list[Candidate], report: IntakeReport, pool: ReaderPool
 ) -> tuple[list[Candidate], dict[str, Scale]]:
     """The slices of MR series that show anatomy, and each series' scale."""
     shown: list[Candidate] = []
     scales: dict[str, Scale] = {}
     for series, members in groupby(eligible, key=lambda item: item.order[0]):
+        requests = _requests(members, "MR", sampled=True)
+        answers = pool.answers((one.job() for one in requests), batch=_BATCH)
         samples: list[tuple[Candidate, NDArray[np.float32]]] = []
-        for source, items in _by_source(members).items():
+        for request, answer in zip(requests, answers, strict=True):
             try:
-                planes = _sampled(source, [item.index for item in items])
-                samples += zip(items, planes, strict=True)
+                samples += zip(request.members, request.planes(answer), strict=True)
             except Skipped as skipped:
                 report.skip(skipped.reason)
+        if not samples:
+            continue
         try:
             scale = scale_of([plane for _, plane in samples])
         except Skipped as skipped:
@@ -88,27 +153,24 @@ def _measured(
     return shown, scales
 
 
-def _by_source(candidates: Iterable[Candidate]) -> dict[Source, list[Candidate]]:
+def _requests(
+    candidates: Iterable[Candidate],
+    modality: Modality,
+    *,
+    sampled: bool = False,
+    scales: Mapping[str, Scale] | None = None,
+) -> list[_Request]:
     """Grouped, in order, so that a volume is read once for all its slices."""
     sources: dict[Source, list[Candidate]] = defaultdict(list)
     for item in candidates:
         sources[item.source].append(item)
-    return sources
-
-
-def _sampled(source: Source, indices: list[int]) -> list[NDArray[np.float32]]:
-    step = sampling_step(*source.shape)
-    if isinstance(source, nifti.NiftiVolume):
-        return nifti.read_signal(source, indices, step=step)
-    return [np.ascontiguousarray(dicom.read_signal(source)[::step, ::step])]
-
-
-def _pixels(source: Source, indices: list[int], scale: Scale | None) -> list[NDArray[np.int16]]:
-    """Stored units: Hounsfield units without a ``scale``, else thousandths of it."""
-    if scale is None:
-        if isinstance(source, dicom.DicomSlice):
-            return [dicom.read_pixels(source)]
-        return nifti.read_slices(source, indices)
-    if isinstance(source, dicom.DicomSlice):
-        return [scale.thousandths(dicom.read_signal(source))]
-    return [scale.thousandths(plane) for plane in nifti.read_signal(source, indices)]
+    requests = []
+    for source, members in sources.items():
+        step = sampling_step(*source.shape) if sampled else 1
+        full = scales[members[0].order[0]].full if scales else None
+        size = max(1, 4 * (source.shape[0] // step) * (source.shape[1] // step))
+        several = max(1, _ANSWER_BYTES // size) if isinstance(source, NiftiVolume) else 1
+        for begin in range(0, len(members), several):
+            some = tuple(members[begin : begin + several])
+            requests.append(_Request(source, some, modality, step=step, full=full))
+    return requests

@@ -12,6 +12,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from site_agent.intake import syntaxes
 from site_agent.intake.dicom import read_header, read_pixels, read_signal
 from site_agent.intake.reasons import Skipped, SkipReason
 
@@ -118,9 +119,12 @@ def test_a_syntax_without_decoder_is_a_code(tmp_path, write_slice):
     assert reason_of(path) is SkipReason.UNSUPPORTED_SYNTAX
 
 
-def test_deflated_files_are_not_expanded(tmp_path, write_slice):
-    path = write_slice(tmp_path / "a", syntax=DeflatedExplicitVRLittleEndian)
-    assert reason_of(path) is SkipReason.UNSUPPORTED_SYNTAX
+def test_deflated_files_are_read_up_to_a_limit(tmp_path, write_slice, monkeypatch):
+    stored = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
+    path = write_slice(tmp_path / "a", stored, syntax=DeflatedExplicitVRLittleEndian)
+    assert (read_pixels(read_header(path)) == stored.astype(int) - 1024).all()
+    monkeypatch.setattr(syntaxes, "MAX_INFLATED_BYTES", 2000)
+    assert reason_of(path) is SkipReason.TOO_LARGE
 
 
 def test_pixels_that_are_no_jpeg_are_a_code(tmp_path, write_slice):
@@ -153,6 +157,7 @@ def test_a_damaged_file_is_a_code(tmp_path, write_slice):
             SkipReason.UNSUPPORTED_SYNTAX,
             SkipReason.UNDECODABLE,
             SkipReason.TRUNCATED,
+            SkipReason.UNSUPPORTED_CLASS,
             SkipReason.NOT_CT,
         )
 

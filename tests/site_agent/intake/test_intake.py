@@ -47,8 +47,8 @@ def test_pseudonyms_depend_on_the_key_and_do_not_hold_the_identifier(tmp_path, w
 
 @pytest.mark.parametrize("nobody", ["", "ANONYMOUS", " anon "])
 def test_without_an_identifier_the_folder_is_the_patient(tmp_path, write_slice, nobody):
-    for name in ("p1/study-1/1", "p1/study-2/1", "p2/1"):
-        write_slice(tmp_path / name, patient_id=nobody)
+    for name, series in (("p1/study-1/1", "1"), ("p1/study-2/1", "2"), ("p2/1", "3")):
+        write_slice(tmp_path / name, patient_id=nobody, series=series)
     patients, _ = read(tmp_path)
     assert sorted(len(patient.slices) for patient in patients) == [1, 2]
 

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from site_agent.intake.mr import names_sequence, sampling_step, scale_of
+from site_agent.intake.mr import sampling_step, scale_of
 from site_agent.intake.reasons import Skipped, SkipReason
+from site_agent.intake.sequences import names_sequence
 
 
 def head(*, seed=0, edge=48, slices=6, background=0.0):

@@ -1,0 +1,151 @@
+"""A reader: the process that parses image files, one after the other, within limits.
+
+It is started by ``intake.pool`` with a socket and an empty environment, gets frames of jobs as
+JSON, and answers each job with one frame: 4 bytes of length, JSON, and one array's raw bytes. It
+gives numbers, arrays and the identifiers that are hashed on arrival, or a code; never a pickle.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from site_agent.frames import FrameError, recv_frame, send_frame
+from site_agent.intake import dicom, nifti
+from site_agent.intake.geometry import Plane
+from site_agent.intake.placement import Placement
+from site_agent.intake.reasons import Skipped, SkipReason
+from site_agent.intake.scale import thousandths
+from site_agent.intake.sequences import names_sequence
+
+JOBS_LIMIT_BYTES = 64 * 2**20
+HEAD = struct.Struct(">I")
+READY = b"reader ready"
+
+_OPEN_FILES = 64
+
+
+def confine(*, memory_bytes: int) -> None:
+    """Limits this process for good: address space, no file written, no core, few files open."""
+    for kind, limit in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+
+
+def answered(job: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.generic] | None]:
+    """What one job gives: a JSON object, and an array where pixels were asked for."""
+    try:
+        if job["ask"] == "header":
+            return _header(job), None
+        return {}, _pixels(job)
+    except Skipped as skipped:
+        return {"code": skipped.reason.value}, None
+    except MemoryError:
+        return {"code": SkipReason.TOO_MUCH_MEMORY.value}, None
+    except Exception:
+        # Whatever a file does to its reader is a code: the text may repeat what the file says.
+        return {"code": SkipReason.UNREADABLE.value}, None
+
+
+def _header(job: dict[str, Any]) -> dict[str, Any]:
+    path = Path(job["path"])
+    name = path.name.lower()
+    if dicom.is_dicom(path):
+        slices, refused = dicom.read_headers(
+            path, modality=job["modality"], sequence=job["sequence"]
+        )
+        return {"slices": [_without_path(one) for one in slices], "refused": refused}
+    if not name.endswith(nifti.SUFFIXES):
+        raise Skipped(SkipReason.NOT_AN_IMAGE)
+    stem = name.removesuffix(".gz").removesuffix(".nii")
+    if job["sequence"] is not None and not names_sequence(stem, job["sequence"]):
+        raise Skipped(SkipReason.OTHER_SEQUENCE)
+    return {"volume": _without_path(nifti.read_header(path))}
+
+
+def _pixels(job: dict[str, Any]) -> NDArray[np.generic]:
+    """Slices (n, rows, columns): Hounsfield units, MR signal, or thousandths of a series' scale."""
+    fields = {**job["source"], "path": Path(job["path"])}
+    step, full = job["step"], job["full"]
+    if "slices" in fields:
+        for name in ("spacing_mm", "shape", "axes", "flips"):
+            fields[name] = tuple(fields[name])
+        volume = nifti.NiftiVolume(**fields)
+        if job["modality"] == "CT":
+            return np.stack(nifti.read_slices(volume, job["chosen"]))
+        signal_ = np.stack(nifti.read_signal(volume, job["chosen"], step=step))
+    else:
+        fields["place"] = Placement(**fields["place"])
+        fields["plane"] = Plane(**fields["plane"])
+        one = dicom.DicomSlice(**fields)
+        if job["modality"] == "CT":
+            return dicom.read_pixels(one)[None]
+        signal_ = dicom.read_signal(one)[None, ::step, ::step]
+    if not np.isfinite(signal_).all():
+        raise Skipped(SkipReason.UNREADABLE)
+    return signal_ if full is None else thousandths(signal_, full=full)
+
+
+def _without_path(source: dicom.DicomSlice | nifti.NiftiVolume) -> dict[str, Any]:
+    fields = asdict(source)
+    del fields["path"]
+    return fields
+
+
+def _framed(head: dict[str, Any], array: NDArray[np.generic] | None) -> bytes:
+    if array is None:
+        raw = b""
+    else:
+        kind = "<i2" if array.dtype == np.int16 else "<f4"
+        raw = np.ascontiguousarray(array, kind).tobytes()
+        head = {**head, "dtype": kind, "shape": list(array.shape)}
+    text = json.dumps(head).encode()
+    return HEAD.pack(len(text)) + text + raw
+
+
+def serve(sock: socket.socket, *, cpu_s: int) -> None:
+    """Answers jobs until the parent hangs up."""
+    send_frame(sock, READY)
+    while True:
+        try:
+            jobs = json.loads(recv_frame(sock, limit=JOBS_LIMIT_BYTES))
+        except FrameError:
+            return
+        for job in jobs:
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            soft = int(usage.ru_utime + usage.ru_stime) + 1 + cpu_s
+            resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+            try:
+                frame = _framed(*answered(job))
+            except MemoryError:
+                frame = _framed({"code": SkipReason.TOO_MUCH_MEMORY.value}, None)
+            send_frame(sock, frame)
+
+
+def main() -> None:
+    """Entry point: the socket's number, memory in bytes, seconds of CPU a file."""
+    number, memory_bytes, cpu_s = (int(argument) for argument in sys.argv[1:4])
+    os.umask(0o077)
+    confine(memory_bytes=memory_bytes)
+    try:
+        serve(socket.socket(fileno=number), cpu_s=cpu_s)
+    except ConnectionError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
