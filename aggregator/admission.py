@@ -12,6 +12,8 @@ from shared.frozen import Frozen
 from shared.masking import Ring, is_genuine
 from shared.messages import (
     MAX_PATIENTS,
+    DryRunHeader,
+    DryRunQueryHeader,
     FloatArray,
     KeyOfferHeader,
     KeyQueryHeader,
@@ -28,7 +30,7 @@ from shared.messages import (
     values_shape,
 )
 
-Answer = TypeVar("Answer", SummaryHeader, KeyOfferHeader, OpeningHeader, StatusHeader)
+Answer = TypeVar("Answer", SummaryHeader, KeyOfferHeader, OpeningHeader, DryRunHeader, StatusHeader)
 
 
 class Rejected(ValueError):  # noqa: N818
@@ -145,6 +147,13 @@ def admit_opening(payload: bytes, *, site: str, query: OpenQueryHeader) -> bytes
         attempt=query.attempt,
     )
     return bytes.fromhex(header.seed)
+
+
+def admit_dry_run(payload: bytes, *, site: str, query: DryRunQueryHeader) -> DryRunHeader:
+    """Whether a site would answer a contract, in its own words; raises ``Rejected``."""
+    header, _ = _answer(payload, DryRunHeader)
+    _refuse_others(header, site=site, contract_digest=query.contract_digest)
+    return header
 
 
 def admit_presence(payload: bytes, *, site: str) -> None:

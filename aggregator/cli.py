@@ -171,6 +171,16 @@ def _tell_superlink(home: AggregatorHome) -> bool:
     return True
 
 
+def _dry_run(home: AggregatorHome, contract: Path, *, sites: list[str], as_json: bool) -> None:
+    with _clear_errors():
+        from aggregator.dry_run import dry_run, told
+
+        verdicts = dry_run(home, read_contract(contract), sites=sites)
+    typer.echo(json.dumps({"sites": verdicts}) if as_json else told(verdicts))
+    if any(one["verdict"] != "accept" for one in verdicts):
+        raise typer.Exit(EXIT_REFUSED)
+
+
 @app.command()
 def launch(
     contract: Annotated[Path, typer.Argument(help="The run's contract, TOML.")],
@@ -193,14 +203,25 @@ def launch(
             help="Stop when the pairs are there; launch again without it to publish.",
         ),
     ] = False,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Ask the sites that are online whether they would take part; nothing is computed.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Distils with the sites and publishes a release.
 
     The same contract again goes on with the same run: after the last round where it was stopped,
     with publishing where it had finished. Where the run's folder holds a utility.json, its gate
-    decides about publishing. Ctrl-C stops watching, not the run.
+    decides about publishing. Ctrl-C stops watching, not the run. A dry run ends with code 4 where
+    a site would refuse, or did not answer.
     """
+    if dry:
+        _dry_run(_existing(home), contract, sites=sites or [], as_json=as_json)
+        return
     with _clear_errors():
         from aggregator.launch import launch_run
 

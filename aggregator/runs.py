@@ -4,6 +4,7 @@
 ``plan.json``       which sites, where public volumes are, how long a round may take
 ``events.jsonl``    progress, appended by the ServerApp
 ``lock``            held by the ServerApp; the kernel lets go of it, however its life ends
+``dry-...``         beside it, a folder of the same for `aggregator launch --dry-run`
 ``foundation.safetensors``  public directions and their network, of a contract that has some
 ``checkpoint.safetensors``, ``pairs.safetensors``, ``result.json``   of ``aggregator.federation``
 ``utility.json``    what the pairs were measured to be worth, if they were; the gate reads it
@@ -100,7 +101,7 @@ def read_run_contract(run: Path) -> RunContract:
         contract = RunContract.model_validate_json((run / "contract.json").read_bytes())
     except (OSError, ValidationError):
         raise RunError(f"{run / 'contract.json'} is missing or damaged") from None
-    if contract.digest()[:16] != run.name:
+    if contract.digest()[:16] != run.name.removeprefix("dry-"):
         raise RunError(f"{run / 'contract.json'} is not the contract of this run")
     return contract
 

@@ -19,6 +19,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 
+from aggregator.dry_run import PREFIX, ask_sites, keep_verdicts
 from aggregator.enrolment import enrolled_sites, revoked_sites
 from aggregator.home import HOME_VARIABLE, AggregatorHome
 from aggregator.progress import Journal
@@ -44,13 +45,23 @@ log = logging.getLogger("fedstill")
 def main(grid: Grid, context: Context) -> None:
     """Works on the run that ``run-config`` names until it has ended."""
     name = str(context.run_config["run"])
-    if not re.fullmatch(r"[0-9a-f]{16}", name):
+    if not re.fullmatch(r"(dry-)?[0-9a-f]{16}", name):
         raise RuntimeError("run-config: run is not the name of a run")
     home = AggregatorHome(Path(os.environ[HOME_VARIABLE]))
     run = home.runs / name
     http_grid.pull_objects = partial(pull_objects, initial_backoff=FIRST_BACKOFF_S)
     with hold_run(run):
+        if name.startswith(PREFIX):
+            rehearse(run, grid)
+            return
         work(run, grid, absent=partial(_revoked, home))
+
+
+def rehearse(run: Path, grid: Grid) -> None:
+    """Asks the sites whether they would answer the contract, and leaves what they say."""
+    contract, plan = read_run_contract(run), read_plan(run)
+    exchange = GridExchange(grid, timeout_s=plan.round_timeout_s)
+    keep_verdicts(run, ask_sites(contract, plan.sites, exchange))
 
 
 def _revoked(home: AggregatorHome) -> set[str]:

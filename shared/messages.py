@@ -152,6 +152,27 @@ class OpeningHeader(Frozen):
     seed: Hex32
 
 
+class DryRunQueryHeader(Frozen):
+    """Aggregator to site: would you answer this contract? It computes and charges nothing."""
+
+    type: Literal["dry-run-query"] = "dry-run-query"
+    contract: RunContract
+    contract_digest: Digest
+
+
+class DryRunHeader(Frozen):
+    """Site to aggregator: whether it would, as things stand; else the refusal it would give."""
+
+    type: Literal["dry-run"] = "dry-run"
+    site: Slug
+    contract_digest: Digest
+    code: RefusalCode | None = Field(None, description="of the refusal; none: it would answer")
+    incident: str | None = Field(
+        None, pattern=r"^[0-9a-f]{12}$", description="under which the site's log has the reason"
+    )
+    patients_at_least: int = Field(ge=0, description="indexed patients, rounded down to a bucket")
+
+
 class StatusQueryHeader(Frozen):
     """Local question to the worker: are you ready?"""
 
@@ -178,6 +199,8 @@ Header = (
     | KeyOfferHeader
     | OpenQueryHeader
     | OpeningHeader
+    | DryRunQueryHeader
+    | DryRunHeader
     | StatusQueryHeader
     | StatusHeader
 )

@@ -25,18 +25,24 @@ class RefusedError(Exception):
         self.code = code
 
 
+def incident_of(code: RefusalCode, error: Exception) -> str:
+    """A new incident id, under which the site's own log holds what happened."""
+    incident = secrets.token_hex(6)
+    if isinstance(error, RefusedError):
+        log.warning("incident %s: refused (%s): %s", incident, code.value, error)
+    else:
+        log.error("incident %s: failed (%s)", incident, code.value, exc_info=error)
+    return incident
+
+
 def refuse(*, site: str, code: RefusalCode, error: Exception, audit: AuditLog) -> bytes:
     """An encoded refusal with a new incident id, under which the log holds what happened."""
-    incident = secrets.token_hex(6)
+    incident = incident_of(code, error)
     try:
         audit.append("refused", code=code.value, incident=incident)
     except (AuditError, OSError) as reason:
         # A refusal tells nothing of the images: it goes out, and an answer would not have.
         log.error("incident %s: not in the audit log: %s", incident, reason)
-    if isinstance(error, RefusedError):
-        log.warning("incident %s: refused (%s): %s", incident, code.value, error)
-    else:
-        log.error("incident %s: failed (%s)", incident, code.value, exc_info=error)
     return encode(refusal(site=site, code=code, incident=incident))
 
 

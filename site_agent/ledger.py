@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from shared.accounting import Spent, epsilon_of
-from shared.contract import Hex32
+from shared.contract import Hex32, RunContract
 from shared.durable import write_durably
 from shared.frozen import Frozen, Slug, canonical_json
 from shared.messages import Attempt, ProbeHeader, RefusalCode
@@ -151,6 +151,32 @@ def charge_for(header: ProbeHeader, *, ledger: Ledger, policy: Policy) -> float 
         *(fresh.noise_multiplier, fresh.sampling),
     )
     return multiplier
+
+
+def refuse_beyond_budget(contract: RunContract, *, ledger: Ledger, policy: Policy) -> None:
+    """Raises ``RefusedError`` where the budget does not allow what is left of a contract's rounds.
+
+    Charges nothing: it is what :func:`charge_for` would say if all of them came now.
+    """
+    multiplier = contract.noise_multiplier
+    if multiplier is None:
+        return
+    try:
+        charges = ledger.charges()
+    except LedgerError as error:
+        raise RefusedError(RefusalCode.INTERNAL, f"privacy ledger: {error}") from None
+    digest = contract.digest()
+    left = contract.rounds - len({one.round for one in charges if one.contract == digest})
+    planned = Charge(
+        contract=digest,
+        name=contract.name,
+        round=1,
+        attempt=1,
+        noise_multiplier=multiplier,
+        sampling=contract.privacy.sampling,
+        charged=datetime.now(UTC),
+    )
+    _keep_within_budget(charges, [planned] * max(left, 0), policy)
 
 
 def spent(charges: Iterable[Charge]) -> list[Spent]:

@@ -82,7 +82,7 @@ class Membership:
 
         Raises ``RefusedError`` where another attempt stands in the way, or the members are not fit.
         """
-        self._refuse_members(query.contract)
+        self.refuse_members(query.contract)
         standing = self._standing(query.contract_digest, query.round)
         if standing is None or standing.attempt < query.attempt:
             if standing is not None and standing.opened:
@@ -107,7 +107,7 @@ class Membership:
     def refuse_attempt(self, request: ProbeHeader) -> None:
         """Raises ``RefusedError`` where a summary must not be masked for this request's members."""
         contract = request.contract
-        self._refuse_members(contract)
+        self.refuse_members(contract)
         standing = self._begun(request)
         keys = {member.name: member.signing_key for member in contract.members}
         names = {offer.name for offer in request.offers}
@@ -195,7 +195,8 @@ class Membership:
             )
         )
 
-    def _refuse_members(self, contract: RunContract) -> None:
+    def refuse_members(self, contract: RunContract) -> None:
+        """Raises ``RefusedError`` where this site takes no part in a sum of these members."""
         if contract.granularity != "federation" or len(contract.members) < MIN_MEMBERS:
             raise RefusedError(
                 RefusalCode.BAD_MEMBERS, f"{len(contract.members)} members are no secure sum"

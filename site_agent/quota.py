@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 
+from shared.contract import RunContract
 from shared.messages import ProbeHeader, RefusalCode, values_shape
 from site_agent.cohort import Cohort
 from site_agent.incidents import RefusedError
@@ -27,6 +28,19 @@ def answer_shape(
     if header.contract.privacy.epsilon is not None:
         patients = header.contract.privacy.patients
     return values_shape(header, tuple(weights), patients=patients)
+
+
+def gradients_left(contract: RunContract, *, cohort: Cohort, policy: Policy, outbox: Outbox) -> int:
+    """How many gradients and descents the rounds of a contract still ask for, all together."""
+    blocks = 1
+    if contract.granularity == "patient":
+        blocks = min(cohort.patients, policy.max_patients)
+        if contract.privacy.epsilon is not None:
+            blocks = contract.privacy.patients
+    probes = contract.probes.requests * len(contract.probes.depths) * blocks
+    digest = contract.digest()
+    given = sum(entry.gradients for entry in outbox.entries() if entry.contract == digest)
+    return max(contract.anchor.rounds + probes - given, 0)
 
 
 def refuse_beyond_quota(

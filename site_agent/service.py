@@ -8,11 +8,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
-from shared.messages import MessageError, RefusalCode, StatusQueryHeader, decode
+from shared.frozen import Frozen
+from shared.messages import DryRunQueryHeader, MessageError, RefusalCode, StatusQueryHeader, decode
 from site_agent.audit import AuditError, AuditLog
 from site_agent.cohort import INDEX_FILE, Cohort, CohortError, open_cohort
 from site_agent.enrolment import complete_enrolment
@@ -27,7 +28,7 @@ from site_agent.worker import answer, package_version, set_threads
 
 RECEIVE_TIMEOUT_S = 60.0
 MAX_CONNECTIONS = 8
-_SMALL_BYTES = 4096  # a status query is smaller
+_SMALL_BYTES = 65_536  # what is answered beside a computation is smaller
 
 
 class ServiceError(RuntimeError):
@@ -72,23 +73,25 @@ class CurrentPolicy:
         self._home, self._audit = settings.home, audit
         self._stamp = self._stamped()
         self._policy: Policy | PolicyError = settings.policy
+        self._lock = threading.Lock()
 
     def get(self) -> Policy:
         """The policy. Raises ``PolicyError`` where the file is lost or not valid."""
-        stamp = self._stamped()
-        if stamp is None or stamp != self._stamp:
-            try:
-                self._policy = read_policy(self._home)
-            except PolicyError as error:
-                if not isinstance(self._policy, PolicyError):
-                    self._audit.append("policy", digest=None)
-                self._policy = error
-            else:
-                self._audit.append("policy", digest=self._policy.digest())
-            self._stamp = stamp
-        if isinstance(self._policy, PolicyError):
-            raise self._policy
-        return self._policy
+        with self._lock:
+            stamp = self._stamped()
+            if stamp is None or stamp != self._stamp:
+                try:
+                    self._policy = read_policy(self._home)
+                except PolicyError as error:
+                    if not isinstance(self._policy, PolicyError):
+                        self._audit.append("policy", digest=None)
+                    self._policy = error
+                else:
+                    self._audit.append("policy", digest=self._policy.digest())
+                self._stamp = stamp
+            if isinstance(self._policy, PolicyError):
+                raise self._policy
+            return self._policy
 
     def _stamped(self) -> tuple[int, int, int] | None:
         try:
@@ -125,9 +128,11 @@ def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
     policy = CurrentPolicy(settings, audit)
 
     def respond(payload: bytes) -> bytes:
-        if _is_status_query(payload):
+        asked = _small_question(payload)
+        if asked is StatusQueryHeader:
             return answer(payload, settings=settings, cohort=current.get(), outbox=outbox)
-        with computing:
+        # A dry run computes nothing: it does not wait for what does.
+        with nullcontext() if asked is DryRunQueryHeader else computing:
             try:
                 allowed = settings.model_copy(update={"policy": policy.get()})
             except (PolicyError, AuditError, OSError) as error:
@@ -190,13 +195,14 @@ def _converse(
         slots.release()
 
 
-def _is_status_query(payload: bytes) -> bool:
+def _small_question(payload: bytes) -> type[Frozen] | None:
+    """What a small message asks; None where it is not small, or none of ours."""
     if len(payload) > _SMALL_BYTES:
-        return False
+        return None
     try:
-        return isinstance(decode(payload).header, StatusQueryHeader)
+        return type(decode(payload).header)
     except MessageError:
-        return False
+        return None
 
 
 @contextmanager

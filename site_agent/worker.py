@@ -25,9 +25,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from shared.contract import RunContract
 from shared.masking import Ring
 from shared.messages import (
+    DryRunQueryHeader,
     FloatArray,
     KeyQueryHeader,
     Message,
@@ -43,17 +43,26 @@ from shared.messages import (
     patient_bucket,
     payload_digest,
 )
-from shared.networks import parameter_count
 from site_agent.audit import AuditError, AuditLog
 from site_agent.cohort import Cohort
-from site_agent.enrolment import signing_key
+from site_agent.consent import (
+    fit_cohort,
+    membership_of,
+    obey_policy,
+    refuse_other_digest,
+    verdict,
+)
 from site_agent.guards import weights_violation
 from site_agent.incidents import RefusedError, log, refuse
 from site_agent.ledger import Ledger, charge_for
 from site_agent.membership import Membership
 from site_agent.outbox import Entry, Outbox
-from site_agent.policy import contract_violation, modality_violation, request_violation
-from site_agent.quota import answer_shape, gradients_in, refuse_beyond_quota, size_of
+from site_agent.quota import (
+    answer_shape,
+    gradients_in,
+    refuse_beyond_quota,
+    size_of,
+)
 from site_agent.settings import SiteSettings
 from site_agent.summaries import contribution, device, inquiry, summarise
 
@@ -73,6 +82,11 @@ def answer(
         header = message.header
         if isinstance(header, StatusQueryHeader):
             return encode(Message(header=_status(settings, cohort, outbox)))
+        if isinstance(header, DryRunQueryHeader):
+            said = verdict(header, settings=settings, cohort=cohort, outbox=outbox)
+            why = said.model_dump(mode="json", include={"code", "incident"})
+            audit.append("dry-run", contract=header.contract_digest, **why)
+            return encode(Message(header=said))
         if isinstance(header, KeyQueryHeader):
             offered = _offer(header, settings=settings, cohort=cohort, outbox=outbox)
             audit.append("key-offered", **_about(header))
@@ -124,11 +138,11 @@ def _summary(
 ) -> bytes:
     started = time.monotonic()
     contract = header.contract
-    _refuse_other_digest(header)
+    refuse_other_digest(header)
     weights = arrays.get("weights")
     if weights is None or weights.ndim != 2:
         raise RefusedError(RefusalCode.BAD_WEIGHTS, "not a (K, D) array of weights")
-    _obey_policy(header, settings, probes=weights.shape[0])
+    obey_policy(contract, settings.policy, round=header.round, probes=weights.shape[0])
     member = _member(header, settings, outbox)
     replay = _earlier_answer(header, request_digest, outbox)
     if replay is not None:
@@ -137,7 +151,7 @@ def _summary(
         audit.append("repeated", **_about(header), answer=payload_digest(replay))
         log.info("round %d of %s: sent again", header.round, header.contract_digest[:16])
         return replay
-    cohort = _fit_cohort(contract, cohort, settings)
+    cohort = fit_cohort(contract, cohort, settings)
     shape = answer_shape(header, weights.shape, cohort=cohort, policy=settings.policy)
     refuse_beyond_quota(
         settings.policy,
@@ -239,69 +253,32 @@ def _offer(
     query: KeyQueryHeader, *, settings: SiteSettings, cohort: Cohort | None, outbox: Outbox
 ) -> bytes:
     """A key of a secure sum, where the site is going to answer the request that it is for."""
-    _refuse_other_digest(query)
-    _obey_policy(query, settings, probes=1)
-    _fit_cohort(query.contract, cohort, settings)
+    refuse_other_digest(query)
+    obey_policy(query.contract, settings.policy, round=query.round, probes=1)
+    fit_cohort(query.contract, cohort, settings)
     answered = outbox.stored(
         contract_digest=query.contract_digest, round=query.round, attempt=query.attempt
     )
     if answered is None:
         refuse_beyond_quota(settings.policy, outbox)
-    return _membership(settings, outbox).offer(query)
+    return membership_of(settings, outbox).offer(query)
 
 
 def _opening(query: OpenQueryHeader, *, settings: SiteSettings, outbox: Outbox) -> bytes:
     if "federation" not in settings.policy.granularities:
         raise RefusedError(RefusalCode.POLICY, "the policy has changed: no sum is opened any more")
-    return _membership(settings, outbox).opening(query)
+    return membership_of(settings, outbox).opening(query)
 
 
 def _member(header: ProbeHeader, settings: SiteSettings, outbox: Outbox) -> Membership | None:
     """The site as a member of the secure sum a request is for; None where it is for none."""
     if header.contract.granularity == "federation":
-        member = _membership(settings, outbox)
+        member = membership_of(settings, outbox)
         member.refuse_attempt(header)
         return member
     if header.offers or header.attempt != 1:
         raise RefusedError(RefusalCode.BAD_MEMBERS, "no secure sum, and yet its members")
     return None
-
-
-def _membership(settings: SiteSettings, outbox: Outbox) -> Membership:
-    return Membership(outbox.folder, settings.name, signing_key(settings), settings.policy.peers)
-
-
-def _refuse_other_digest(header: ProbeHeader | KeyQueryHeader) -> None:
-    if header.contract_digest != header.contract.digest():
-        raise RefusedError(RefusalCode.DIGEST_MISMATCH, "header and contract disagree")
-
-
-def _fit_cohort(contract: RunContract, cohort: Cohort | None, settings: SiteSettings) -> Cohort:
-    if cohort is None:
-        raise RefusedError(RefusalCode.NO_COHORT, "nothing is indexed: run `site-agent index`")
-    violation = modality_violation(
-        contract, offered=settings.modality, indexed=cohort.index.modality
-    )
-    if violation is not None:
-        raise RefusedError(RefusalCode.WRONG_MODALITY, violation)
-    if cohort.patients < contract.min_patients:
-        raise RefusedError(
-            RefusalCode.TOO_FEW_PATIENTS,
-            f"{cohort.patients} patients, the contract wants {contract.min_patients}",
-        )
-    return cohort
-
-
-def _obey_policy(
-    header: ProbeHeader | KeyQueryHeader, settings: SiteSettings, *, probes: int
-) -> None:
-    contract = header.contract
-    parameters = max(parameter_count(contract.student), parameter_count(contract.anchor_network))
-    violation = contract_violation(
-        settings.policy, contract, parameters=parameters
-    ) or request_violation(settings.policy, contract, round=header.round, probes=probes)
-    if violation is not None:
-        raise RefusedError(RefusalCode.POLICY, violation)
 
 
 def _earlier_answer(header: ProbeHeader, request_digest: str, outbox: Outbox) -> bytes | None:

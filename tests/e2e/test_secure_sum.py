@@ -1,6 +1,7 @@
 """Hospitals with real workers over Flower: a noised secure sum, one of whose members refuses."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import SimpleITK
 from safetensors import safe_open
 
 from deploy.demo import federation as commands
-from deploy.demo.federation import Federation
+from deploy.demo.federation import Federation, program
 from shared.processes import become_subreaper
 
 HOSPITALS = ("hospital-a", "hospital-b", "hospital-c", "hospital-d")
@@ -54,6 +55,28 @@ def budget(federation: Federation, site: str) -> dict[str, Any]:
     return federation.ask(command, name=f"{site}-budget")
 
 
+def spent_by(federation: Federation) -> dict[str, float]:
+    return {name: budget(federation, name)["epsilon_spent"] for name in HOSPITALS}
+
+
+def dry_run(federation: Federation, contract: Path) -> dict[str, Any]:
+    """What each site says beforehand; the exit code is that of a refusal."""
+    home = ["--home", str(federation.aggregator)]
+    command = program(["aggregator", "launch", str(contract), "--dry-run", "--json", *home])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 4, done.stderr
+    return {one["site"]: one for one in json.loads(done.stdout)["sites"]}
+
+
+def verified(federation: Federation, site: str) -> bool:
+    """Whether the site's audit log is whole, and holds the head that the aggregator was told."""
+    (result,) = (federation.aggregator / "runs").glob("*/result.json")
+    head = json.loads(result.read_text())["sites"][site]["audit_head"]
+    told = [] if site == REFUSING else ["--head", head]
+    command = ["site-agent", "audit", "verify", "--home", str(federation.site(site)), *told]
+    return bool(federation.ask(command, name=f"{site}-audit")["whole"])
+
+
 def allow(federation: Federation, site: str) -> None:
     """What a hospital's IT writes into its policy for this study."""
     policy = federation.site(site) / "policy.toml"
@@ -78,12 +101,21 @@ def test_a_noised_sum_over_flower_goes_on_without_a_member_who_refuses(tmp_path:
             allow(federation, name)
         commands.index(federation, HOSPITALS, on_line=told.append)
         commands.start(federation, HOSPITALS, on_ready=told.append)
+        asked = dry_run(federation, contract)
+        assert spent_by(federation) == dict.fromkeys(HOSPITALS, 0)
         run = commands.distil(federation, contract, None, on_line=told.append)
-        spent = {name: budget(federation, name)["epsilon_spent"] for name in HOSPITALS}
+        spent = spent_by(federation)
+        heads = {name: verified(federation, name) for name in HOSPITALS}
     finally:
         federation.stop()
     result = json.loads((run / "result.json").read_text())
     assert result["rounds"] == 2
+    assert {site: (said["verdict"], said["code"]) for site, said in asked.items()} == {
+        **dict.fromkeys(HOSPITALS, ("accept", None)),
+        REFUSING: ("refuse", "policy"),
+    }
+    # The chain of each site that answered holds the head that the aggregator has of it.
+    assert all(heads.values())
     # One descent and gradients at two probes of those who take part.
     releases = {name: site["releases"] for name, site in result["sites"].items()}
     assert releases == {**dict.fromkeys(HOSPITALS, 3), REFUSING: 0}

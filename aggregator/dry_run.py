@@ -1,0 +1,124 @@
+"""`aggregator launch --dry-run`: who would answer a contract and who would refuse, and why.
+
+Each site that is online is asked over Flower, as in a run; it computes, releases and charges
+nothing. Sites answer with a code: the reason itself is in the hospital's log, under the incident.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aggregator.admission import Rejected, admit_dry_run
+from aggregator.enrolment import enrolled_sites
+from aggregator.exchange import Exchange
+from aggregator.home import AggregatorHome
+from aggregator.runs import RunError, RunPlan, is_held, start_run
+from aggregator.superlink import SuperLink, superlink
+from shared.contract import RunContract
+from shared.durable import write_durably
+from shared.messages import DryRunQueryHeader, Message, encode
+
+PREFIX = "dry-"
+"""Of the folder's name, before that of the run itself."""
+VERDICTS = "verdicts.json"
+ANSWER_WITHIN_S = 60.0
+DONE_WITHIN_S = 150.0
+POLL_S = 0.2
+
+
+def ask_sites(
+    contract: RunContract, sites: Sequence[str], exchange: Exchange
+) -> list[dict[str, Any]]:
+    """What each site says: its name, ``verdict``, ``code``, ``incident``, ``patients_at_least``."""
+    query = DryRunQueryHeader(contract=contract, contract_digest=contract.digest())
+    answers = exchange(encode(Message(header=query)), 1, sites)
+    verdicts = []
+    for site in sites:
+        said: dict[str, Any] = {"code": None, "incident": None, "patients_at_least": None}
+        if site not in answers:
+            verdict = "no answer"
+        else:
+            try:
+                told = admit_dry_run(answers[site], site=site, query=query)
+            except Rejected as reason:
+                verdict, said["code"] = "refuse", str(reason)
+            else:
+                verdict = "accept" if told.code is None else "refuse"
+                said = told.model_dump(mode="json", include=set(said))
+        verdicts.append({"site": site, "verdict": verdict, **said})
+    return verdicts
+
+
+def dry_run(
+    home: AggregatorHome, contract: RunContract, *, sites: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Asks the sites that are online; the others are told as ``offline``.
+
+    Raises ``RunError`` or ``SuperLinkError``. ``sites`` empty: all that are enrolled.
+    """
+    from aggregator.launch import with_members
+
+    records = enrolled_sites(home)
+    named = sorted(set(sites)) or [one.name for one in records]
+    unknown = sorted(set(named) - {one.name for one in records})
+    if unknown:
+        raise RunError(f"not enrolled: {', '.join(unknown)}")
+    contract = with_members(contract, [one for one in records if one.name in named])
+    with superlink(home) as link:
+        online = {node.name for node in link.nodes() if node.online}
+        asked = [site for site in named if site in online]
+        verdicts = _asked(home, contract, asked, link) if asked else []
+    nothing = {"code": None, "incident": None, "patients_at_least": None}
+    absent = [
+        {"site": site, "verdict": "offline", **nothing} for site in named if site not in online
+    ]
+    return sorted(verdicts + absent, key=lambda one: str(one["site"]))
+
+
+def _asked(
+    home: AggregatorHome, contract: RunContract, sites: Sequence[str], link: SuperLink
+) -> list[dict[str, Any]]:
+    folder = home.runs / f"{PREFIX}{contract.digest()[:16]}"
+    if is_held(folder):
+        raise RunError("the contract is being asked about already: wait a minute")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = folder / VERDICTS
+    file.unlink(missing_ok=True)
+    plan = RunPlan(sites=tuple(sites), round_timeout_s=ANSWER_WITHIN_S)
+    write_durably(folder / "contract.json", contract.model_dump_json().encode())
+    write_durably(folder / "plan.json", plan.model_dump_json().encode())
+    start_run(link, folder)
+    deadline = time.monotonic() + DONE_WITHIN_S
+    while not file.exists():
+        if time.monotonic() >= deadline:
+            raise RunError(
+                "nobody asked the sites in time; see logs/superlink.log in the aggregator's home"
+            )
+        time.sleep(POLL_S)
+    verdicts: list[dict[str, Any]] = json.loads(file.read_bytes())
+    return verdicts
+
+
+def keep_verdicts(folder: Path, verdicts: Sequence[dict[str, Any]]) -> None:
+    """Leaves what the sites said where the launcher looks for it."""
+    write_durably(folder / VERDICTS, json.dumps(list(verdicts)).encode())
+
+
+def told(verdicts: Sequence[dict[str, Any]]) -> str:
+    """The same as a table."""
+    header = ("site", "verdict", "why", "patients")
+    rows = [header]
+    for one in verdicts:
+        why = str(one["code"] or "")
+        if one["incident"]:
+            why += f" (incident {one['incident']})"
+        patients = one["patients_at_least"]
+        told_patients = "" if patients is None else f"at least {patients}"
+        rows.append((one["site"], one["verdict"], why, told_patients))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
