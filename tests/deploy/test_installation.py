@@ -51,7 +51,7 @@ def test_the_supernode_has_the_network_and_no_images(services: dict[str, Any]) -
     assert "network_mode" not in supernode
     assert set(mounts(supernode)) == {"/site"}
     hidden = {entry.partition(":")[0] for entry in supernode["tmpfs"]}
-    assert {"/site/cohort", "/site/outbox"} <= hidden
+    assert {"/site/cohort", "/site/outbox", "/site/spool"} <= hidden
 
 
 def test_only_the_edge_proxy_can_be_reached(services: dict[str, Any]) -> None:
@@ -59,7 +59,24 @@ def test_only_the_edge_proxy_can_be_reached(services: dict[str, Any]) -> None:
     listens = re.findall(r"listen (\d+)", (DEPLOY / "aggregator" / "edge.conf").read_text())
     published = [port.rpartition(":")[2] for port in services["aggregator"]["ports"]]
     assert published == listens == ["8443"]
-    assert [name for name, service in services.items() if "ports" in service] == ["aggregator"]
+    assert [name for name, service in services.items() if "ports" in service] == [
+        "aggregator",
+        "importer",
+    ]
+
+
+def test_the_importer_is_on_the_imaging_network_and_sees_nothing_made_of_images(
+    services: dict[str, Any],
+) -> None:
+    importer = services["importer"]
+    assert importer["profiles"] == ["importer"], "started by decision alone"
+    assert importer["ports"] == ["${FEDSTILL_IMAGING_ADDRESS:-127.0.0.1}:11112:11112"]
+    assert importer["networks"] == ["imaging"]
+    assert "imaging" not in services["supernode"].get("networks", [])
+    hidden = {entry.partition(":")[0] for entry in importer["tmpfs"]}
+    assert {"/site/cohort", "/site/outbox", "/site/ledger"} <= hidden
+    assert importer["read_only"]
+    assert importer["cap_drop"] == ["ALL"]
 
 
 def test_the_edge_knows_the_default_ports() -> None:
@@ -82,7 +99,7 @@ def test_every_command_exists(services: dict[str, Any]) -> None:
             for part in source.split():
                 if part not in ("README.md", "LICENSE"):
                     assert (DEPLOY.parent / part).exists(), part
-    for service in ("worker", "supernode"):
+    for service in ("worker", "supernode", "importer"):
         assert services[service]["command"][0] in commands("site-agent")
 
 
@@ -91,13 +108,20 @@ def test_units_run_commands_that_exist(unit: Path) -> None:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(unit.read_text())
-    program, command = parser["Service"]["ExecStart"].split()
+    program, command, *_ = parser["Service"]["ExecStart"].split()
     assert command in commands(Path(program).name)
     assert parser["Service"]["User"] == "fedstill"
 
 
 def test_the_workers_unit_has_no_network() -> None:
-    assert len(UNITS) == 3
+    assert len(UNITS) == 5
     text = (DEPLOY / "systemd" / "fedstill-worker.service").read_text()
     assert "PrivateNetwork=yes" in text
     assert "RestrictAddressFamilies=AF_UNIX" in text
+
+
+@pytest.mark.parametrize("name", ["importer", "pull"])
+def test_the_importers_units_reach_nobody_until_told(name: str) -> None:
+    text = (DEPLOY / "systemd" / f"fedstill-{name}.service").read_text()
+    assert "IPAddressDeny=any\nIPAddressAllow=localhost\n" in text
+    assert "-/var/lib/fedstill/site/outbox" in text
