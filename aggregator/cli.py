@@ -32,7 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, f
 DEFAULT_HOME = Path("aggregator-home")
 EXIT_FAILED = 1
 EXIT_REFUSED = 4
-"""The gate: what was distilled is worth no more than what needs no hospital."""
+"""The gate: what was distilled is worth no more than what needs no hospital. Or a dry run's no."""
 EXIT_INTERRUPTED = 130
 
 
@@ -171,11 +171,11 @@ def _tell_superlink(home: AggregatorHome) -> bool:
     return True
 
 
-def _dry_run(home: AggregatorHome, contract: Path, *, sites: list[str], as_json: bool) -> None:
+def _dry_run(home: Path, contract: Path, *, sites: list[str], as_json: bool) -> None:
     with _clear_errors():
         from aggregator.dry_run import dry_run, told
 
-        verdicts = dry_run(home, read_contract(contract), sites=sites)
+        verdicts = dry_run(_existing(home), read_contract(contract), sites=sites)
     typer.echo(json.dumps({"sites": verdicts}) if as_json else told(verdicts))
     if any(one["verdict"] != "accept" for one in verdicts):
         raise typer.Exit(EXIT_REFUSED)
@@ -220,7 +220,7 @@ def launch(
     a site would refuse, or did not answer.
     """
     if dry:
-        _dry_run(_existing(home), contract, sites=sites or [], as_json=as_json)
+        _dry_run(home, contract, sites=sites or [], as_json=as_json)
         return
     with _clear_errors():
         from aggregator.launch import launch_run

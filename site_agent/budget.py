@@ -6,6 +6,7 @@ from typing import Any
 
 from shared.accounting import epsilon_of
 from site_agent.ledger import Charge, Ledger, spent
+from site_agent.outbox import Outbox
 from site_agent.policy import Policy
 
 
@@ -33,6 +34,9 @@ class Budget:
     """Of all releases together: usually less than the sum of the runs'."""
     epsilon_budget: float | None
     epsilon_left: float | None
+    gradients_released: int
+    """In all answers, noised or not; at granularity patient each patient's."""
+    max_gradients: int | None
     clear_runs_allowed: bool
     """Whether the policy lets in runs without noise, which nothing here counts."""
     contracts: tuple[RunCost, ...]
@@ -49,6 +53,10 @@ class Budget:
             yield "  budget: none; set policy.epsilon_budget to limit all runs together"
         else:
             yield f"  budget: epsilon {self.epsilon_budget:g}, left {self.epsilon_left:.3g}"
+        limit = "no limit" if self.max_gradients is None else f"of {self.max_gradients}"
+        yield (
+            f"  released: {self.gradients_released} gradients and descents, noised or not; {limit}"
+        )
         for run in self.contracts:
             answers = "1 answer" if run.releases == 1 else f"{run.releases} answers"
             yield (
@@ -64,8 +72,11 @@ class Budget:
             )
 
 
-def budget_of(ledger: Ledger, *, site: str, policy: Policy) -> Budget:
-    """What ``ledger`` says under ``policy``. Raises ``LedgerError`` where it is damaged."""
+def budget_of(ledger: Ledger, *, outbox: Outbox, site: str, policy: Policy) -> Budget:
+    """What ``ledger`` and ``outbox`` say under ``policy``.
+
+    Raises ``LedgerError`` or ``OutboxError`` where one is damaged.
+    """
     charges = ledger.charges()
     runs: dict[str, list[Charge]] = {}
     for charge in charges:
@@ -78,6 +89,8 @@ def budget_of(ledger: Ledger, *, site: str, policy: Policy) -> Budget:
         epsilon_spent=total,
         epsilon_budget=limit,
         epsilon_left=None if limit is None else max(limit - total, 0.0),
+        gradients_released=sum(entry.gradients for entry in outbox.entries()),
+        max_gradients=policy.max_gradients,
         clear_runs_allowed=limit is None and policy.max_epsilon is None,
         contracts=tuple(
             RunCost(

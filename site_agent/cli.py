@@ -208,15 +208,21 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 def budget(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Say what noised answers have cost in privacy, run by run, and what is left.
 
-    Counted are answers under differential privacy: each is charged before it is given. Needs no
-    worker.
+    And how many gradients were released in all, noised or not. Counted in privacy are answers
+    under differential privacy: each is charged before it is given. Needs no worker.
     """
     from site_agent.budget import budget_of
     from site_agent.ledger import Ledger, LedgerError
+    from site_agent.outbox import Outbox, OutboxError
 
-    with _told(LedgerError):
+    with _told(LedgerError, OutboxError):
         settings = read_settings(home)
-        found = budget_of(Ledger(settings.ledger_path), site=settings.name, policy=settings.policy)
+        found = budget_of(
+            Ledger(settings.ledger_path),
+            outbox=Outbox(settings.outbox_path),
+            site=settings.name,
+            policy=settings.policy,
+        )
     if as_json:
         print(json.dumps(found.as_json()))
         return
