@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import Console
@@ -124,19 +124,27 @@ def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 
 
 @app.command()
-def preflight(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+def preflight(
+    home: Home = DEFAULT_HOME,
+    part: Annotated[
+        str, typer.Option(help="all, worker or connector, where the two are kept apart.")
+    ] = "all",
+    as_json: Json = False,
+) -> None:
     """Look at everything that can keep the site from taking part. Changes nothing.
 
     Exit codes: 0 all is well, 1 a check failed, 4 one cannot be judged yet.
     """
     yield_cores()
-    from site_agent.preflight import checks
+    from site_agent.preflight import Part, checks
     from site_agent.preflight.findings import exit_code
     from site_agent.preflight.table import as_table
 
+    if part not in get_args(Part):
+        raise typer.BadParameter(f"is none of {', '.join(get_args(Part))}", param_hint="--part")
     findings = []
     with _told(), Console(stderr=True).status("") as status:
-        for check in checks(home):
+        for check in checks(home, part=cast(Part, part)):
             status.update(f"checking {check.name}")
             findings.append(check.run())
     code = exit_code(findings)

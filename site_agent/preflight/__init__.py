@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from site_agent.policy_file import POLICY_FILE
 from site_agent.preflight import enrolment, images, machine, network
 from site_agent.preflight.findings import Finding, failed, good
-from site_agent.settings import SettingsError, read_settings
+from site_agent.settings import SettingsError, SiteSettings, read_settings
+
+Part = Literal["all", "worker", "connector"]
+"""Whose checks: where worker and connector are kept apart, neither can look at everything."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Check:
     run: Callable[[], Finding]
 
 
-def checks(home: Path) -> Iterator[Check]:
-    """All checks of the site in ``home``; of one without valid settings, why they are not."""
+def checks(home: Path, *, part: Part = "all") -> Iterator[Check]:
+    """The checks of a part of the site in ``home``; without valid settings, why they are not."""
     try:
         settings = read_settings(home)
     except SettingsError as error:
@@ -36,15 +40,25 @@ def checks(home: Path) -> Iterator[Check]:
     yield Check("policy", partial(images.policy, settings))
     yield Check("keys", partial(enrolment.keys, settings))
     yield Check("kit", partial(enrolment.kit, settings))
+    yield Check("disk", partial(machine.disk, settings))
+    if part != "worker":
+        yield from _of_connector(settings)
+    if part != "connector":
+        yield from _of_worker(settings)
+
+
+def _of_connector(settings: SiteSettings) -> Iterator[Check]:
     line = network.Line(settings)
     yield Check("DNS", partial(network.names, line))
     yield Check("proxy", partial(network.proxy, line))
     yield Check("TLS", partial(network.tls, line))
     yield Check("clock", partial(network.clock, line))
     yield Check("fleet API", partial(network.fleet, line))
+
+
+def _of_worker(settings: SiteSettings) -> Iterator[Check]:
     yield Check("GPU", machine.gpu)
     yield Check("memory", machine.memory)
-    yield Check("disk", partial(machine.disk, settings))
     yield Check("images", partial(images.source, settings))
     yield Check("patients", partial(images.patients, settings))
     yield Check("gradient", partial(machine.gradient, settings))

@@ -83,6 +83,26 @@ def test_every_site_is_asked_once_and_answers_are_told_apart() -> None:
     assert [m.metadata.group_id for m in grid.pushed] == ["1"] * 3 + ["2"] * 3 + ["3"] * 3
 
 
+def test_a_site_that_is_revoked_in_the_middle_of_a_round_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serverapp, "PATIENCE_S", 60.0)
+    gone: set[str] = set()
+
+    def revoked_while_it_computes(site: str, payload: bytes, _times: int) -> bytes | Error:
+        if site == "b":
+            gone.add("b")
+            return Error(code=5)
+        return echo(site, payload, 1)
+
+    grid = FakeGrid(revoked_while_it_computes, [["a", "b"], ["a"]])
+    exchange = GridExchange(grid, timeout_s=60, absent=lambda: gone)
+    began = time.monotonic()
+    for round in (1, 2):
+        assert exchange(b"x", round, ["a", "b"]) == {"a": b"a:x"}
+    assert time.monotonic() - began < 10, "the patience for a site that is offline is a minute"
+
+
 def test_a_site_that_is_not_of_the_run_is_never_asked() -> None:
     grid = FakeGrid(echo, [["a", "stranger"]])
     assert GridExchange(grid, timeout_s=5)(b"x", 1, ["a"]) == {"a": b"a:x"}

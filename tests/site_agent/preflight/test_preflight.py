@@ -43,6 +43,24 @@ def test_a_site_that_is_ready_is_green_and_nothing_is_changed(
     assert "CANARY" not in result.output
 
 
+def test_worker_and_connector_look_each_at_what_they_have(
+    new_site: NewSite, edge: Edge, tmp_path: Path
+) -> None:
+    with edge() as port:
+        home = new_site(port).home
+        both = [check.name for check in checks(home)]
+        worker, connector = (
+            [check.name for check in checks(home, part=part)] for part in ("worker", "connector")
+        )
+        for path in (tmp_path / "images", home / "cohort"):  # as in the connector's container
+            path.rename(path.with_name("hidden"))
+        assert {check.run().verdict for check in checks(home, part="connector")} == {"good"}
+    assert set(worker) | set(connector) == set(both)
+    assert {"TLS", "DNS"}.isdisjoint(worker) and {"images", "gradient"}.isdisjoint(connector)
+    result = CliRunner().invoke(app, ["preflight", "--home", str(home), "--part", "moon"])
+    assert result.exit_code == 2 and "all, worker, connector" in result.output
+
+
 def test_a_site_that_has_not_joined_cannot_be_judged(new_site: NewSite) -> None:
     settings = new_site(1, joins=False, patients=0)
     runner = CliRunner(env={"COLUMNS": "200"})
