@@ -163,7 +163,9 @@ def _summary(
     asked = inquiry(header, arrays, cohort=cohort, settings=settings)
     noise = charge_for(header, ledger=Ledger(settings.ledger_path), policy=settings.policy)
     if noise is not None:
-        audit.append("charged", **_about(header), noise_multiplier=noise)
+        sampling = contract.privacy.sampling
+        charged = {"noise_multiplier": noise, "sampling": sampling}
+        audit.append("charged", **_about(header), name=contract.name, **charged)
     array: FloatArray | Ring
     if member is None:
         name, array = "values", summarise(asked, noise_multiplier=noise)

@@ -19,6 +19,7 @@ from shared.messages import Message, RefusalCode, decode, encode, probe_batch
 from shared.tasks.settings import CtDenoise
 from shared.trajectory import start
 from site_agent import incidents
+from site_agent.audit import AuditLog
 from site_agent.cohort import build_cohort, open_cohort
 from site_agent.guards import weights_violation
 from site_agent.intake.slices import PatientSlices, Slice
@@ -234,6 +235,9 @@ def test_malicious_requests_are_refused_leave_nothing_and_are_written_down_once(
         assert len(lines) == number, name
         assert reply.incident in lines[-1]
     assert not list(site.outbox.folder.rglob("*"))  # type: ignore[attr-defined]
+    told = AuditLog(site.outbox.folder.parent / "audit")  # type: ignore[attr-defined]
+    assert [line.event for line in told.lines()] == ["refused"] * number
+    assert not told.verify().faults
 
 
 def test_a_second_request_under_one_round_is_refused(site: Callable[[bytes], bytes]) -> None:

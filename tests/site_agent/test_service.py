@@ -1,9 +1,12 @@
+import hashlib
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,9 +48,10 @@ def index(settings, *, patients):
     )
 
 
-def request(*, local_steps=3, round=1, kind="gradients"):
+def request(*, local_steps=3, round=1, kind="gradients", seed=0):
     contract = RunContract(
         name="tiny",
+        seed=seed,
         task=CtDenoise(size_px=32, angles=30, bins=48),
         student=TINY,
         anchor_network=TINY,
@@ -139,6 +143,33 @@ def test_the_worker_answers_has_no_network_and_survives_being_killed(settings):
     assert told[:5] == ["started", "cohort", "answered", "started", "cohort"]
     changed = ["repeated", "cohort", "refused", "policy", "refused", "policy", "refused", "refused"]
     assert told[5:] == [*changed, "policy", "repeated", "stopped"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_worker_killed_at_any_instant_has_told_its_log_of_all_that_left(settings):
+    chance, heads = random.Random(0), []
+    many = "max_requests_an_hour = 100000\nmax_requests_a_day = 100000\n"
+    (settings.home / "policy.toml").write_text(many)
+    for _ in range(4):
+        with running(settings) as process:
+            killer = threading.Timer(chance.uniform(0.0, 0.3), process.kill)
+            killer.start()
+            with suppress(OSError):
+                for number in range(1000):
+                    payload = request(round=1 + number % 4, seed=chance.randrange(2**31))
+                    header = decode(call(settings.socket_path, payload, timeout_s=60)).header
+                    assert header.type == "summary"
+                    heads.append(header.audit_head)
+            killer.join()
+    log = AuditLog(settings.audit_path)
+    assert heads and all(not log.verify(head).faults for head in heads)
+    told = {line.fields["numbers"] for line in log.lines() if line.event == "answered"}
+    kept = {
+        hashlib.sha256(decode(path.read_bytes()).arrays["values"].tobytes()).hexdigest()
+        for path in settings.outbox_path.glob("*/*.safetensors")
+    }
+    assert len(heads) <= len(kept) and kept <= told
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from shared.architectures import Residual
-from shared.contract import Anchor, Member, Probes, RunContract
+from shared.contract import Anchor, Member, Privacy, Probes, RunContract
 from shared.masking import (
     Session,
     coordinate_bound,
@@ -651,7 +651,7 @@ def test_an_answer_that_fails_to_be_logged_is_not_kept_either(site, monkeypatch)
     assert not AuditLog(site.settings.audit_path).verify().faults
 
 
-def test_keys_and_openings_of_a_secure_sum_and_charges_are_in_the_audit_log(site):
+def test_keys_and_openings_of_a_secure_sum_are_in_the_audit_log(site):
     contract = secure(site)
     payload, _ = masked_request(site, contract)
     header = decode(site(payload)).header
@@ -661,6 +661,19 @@ def test_keys_and_openings_of_a_secure_sum_and_charges_are_in_the_audit_log(site
     assert not AuditLog(site.settings.audit_path).verify(header.audit_head).faults
     (entry,) = site.outbox.entries()
     assert (entry.granularity, entry.norm, entry.gradients) == ("federation", None, 2)
+
+
+def test_a_charge_is_in_the_audit_log_before_its_answer(site):
+    anchor = CONTRACT.anchor.model_copy(update={"descent": "patient"})
+    noised = Privacy(epsilon=3.0, patients=5)
+    contract = CONTRACT.model_copy(update={"anchor": anchor, "privacy": noised})
+    assert decode(site(request(contract=contract))).header.seconds == 0.0
+    charged, answered = told(site)
+    assert (charged.event, answered.event) == ("charged", "answered")
+    assert charged.fields["noise_multiplier"] == contract.noise_multiplier
+    assert answered.fields["noised"] is True
+    (entry,) = site.outbox.entries()
+    assert entry.noised and entry.seconds > 0, "the site's own account keeps the time"
 
 
 def test_quotas_are_held_against_what_is_asked_before_an_image_is_read(site, monkeypatch):
