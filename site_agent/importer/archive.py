@@ -224,6 +224,16 @@ def _whole() -> Iterator[None]:
         raise TransferError from None
 
 
+class _Session(requests.Session):
+    """One whose own ``verify`` holds, whatever REQUESTS_CA_BUNDLE says."""
+
+    def merge_environment_settings(self, *arguments: Any, **options: Any) -> Any:
+        merged = super().merge_environment_settings(*arguments, **options)
+        if isinstance(self.verify, str):
+            merged["verify"] = self.verify
+        return merged
+
+
 class _Credentials(AuthBase):
     """A bearer token, or nothing; either way no login is taken from a .netrc file."""
 
@@ -256,7 +266,7 @@ class _Bounded:
 
 
 def _session(settings: DicomwebSettings) -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     if settings.login_file is not None:
         user, colon, password = _secret(settings.login_file, "login_file").partition(":")
         if not colon:

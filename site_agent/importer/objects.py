@@ -12,6 +12,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -30,9 +31,10 @@ STORAGE_CLASSES: tuple[UID, ...] = (
     EnhancedMRImageStorage,
 )
 TRANSFER_SYNTAXES: tuple[UID, ...] = (
-    # The first of these that a sender offers is agreed on.
+    # Those that intake reads; a sender's own order decides.
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     DeflatedExplicitVRLittleEndian,
     RLELossless,
     JPEGLossless,

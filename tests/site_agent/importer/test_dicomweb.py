@@ -1,12 +1,7 @@
 """Pulls from a small DICOMweb service in Python that answers as it is told, and counts."""
 
-import json
 import re
-import threading
 from base64 import b64encode
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from pydicom import dcmread
@@ -18,102 +13,6 @@ from site_agent.importer.archive import Archive, ArchiveError
 from site_agent.importer.dicomweb import PullReport, pull
 from site_agent.importer.settings import DicomwebSettings
 from site_agent.importer.spool import FullError
-
-
-class Service:
-    """Objects by study and series, over HTTP; attributes change how it answers."""
-
-    def __init__(self, paths):
-        self.objects = {}
-        for path in paths:
-            header = dcmread(path, stop_before_pixels=True)
-            key = header.get("StudyInstanceUID", "9.9"), header.SeriesInstanceUID
-            self.objects.setdefault(key, {})[str(header.SOPInstanceUID)] = path.read_bytes()
-        self.asked = Counter()
-        self.queries = []
-        self.headers = []
-        self.page = 1000
-        self.break_after = None  # bytes after which a series' answer breaks off, once
-        self.status = None  # of every answer
-        self.status_of_series = None
-        self.body = None  # of every list
-        self.location = None
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/dicom-web"
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-    def _handler(self):
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_GET(self):
-                parts = urlsplit(self.path)
-                steps = parts.path.removeprefix("/dicom-web/").split("/")
-                query = {key: value[0] for key, value in parse_qs(parts.query).items()}
-                service.headers.append(self.headers)
-                if service.location is not None:
-                    self.send_response(302)
-                    self.send_header("Location", service.location)
-                    self.end_headers()
-                    return
-                if service.status is not None:
-                    self._answer(service.status, b"CANARY", "text/plain")
-                    return
-                match steps:
-                    case ["studies"]:
-                        service.queries.append(query)
-                        tag, found = "0020000D", sorted({study for study, _ in service.objects})
-                    case ["studies", study, "series"]:
-                        service.queries.append(query)
-                        tag = "0020000E"
-                        found = [series for its, series in service.objects if its == study]
-                    case ["studies", study, "series", series, "instances"]:
-                        tag, found = "00080018", list(service.objects[study, series])
-                    case ["studies", study, "series", series]:
-                        service.asked["series"] += 1
-                        self._objects(list(service.objects[study, series].values()))
-                        return
-                    case ["studies", study, "series", series, "instances", uid]:
-                        service.asked["instance"] += 1
-                        self._objects([service.objects[study, series][uid]])
-                        return
-                begin = int(query.get("offset", 0))
-                chosen = found[begin : begin + min(service.page, int(query["limit"]))]
-                items = [{tag: {"vr": "UI", "Value": [uid]}} for uid in chosen]
-                body = json.dumps(items).encode() if service.body is None else service.body
-                self._answer(200, body, "application/dicom+json")
-
-            def _objects(self, contents):
-                if service.status_of_series is not None:
-                    self._answer(service.status_of_series, b"CANARY", "text/plain")
-                    return
-                body = b"".join(
-                    b"\r\n--bound\r\nContent-Type: application/dicom\r\n\r\n" + content
-                    for content in contents
-                )
-                kind = 'multipart/related; type="application/dicom"; boundary=bound'
-                cut, service.break_after = service.break_after, None
-                self._answer(200, body + b"\r\n--bound--", kind, cut=cut)
-
-            def _answer(self, status, body, kind, cut=None):
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[:cut])
-
-        return Handler
 
 
 @pytest.fixture
@@ -150,8 +49,8 @@ def contents(spool):
     return sorted(path.read_bytes() for path in spool.folder.iterdir())
 
 
-def test_all_that_matches_comes_as_it_is_stored(slices, open_spool, fetch):
-    with Service(slices) as service:
+def test_all_that_matches_comes_as_it_is_stored(serve, slices, open_spool, fetch):
+    with serve(slices) as service:
         report = fetch(service)
         assert service.asked == {"series": 3}
     assert (report.studies, report.series, report.objects) == (2, 3, 9)
@@ -159,8 +58,8 @@ def test_all_that_matches_comes_as_it_is_stored(slices, open_spool, fetch):
     assert contents(open_spool()) == sorted(path.read_bytes() for path in slices)
 
 
-def test_what_is_asked_for_is_what_the_settings_say(slices, fetch):
-    with Service(slices) as service:
+def test_what_is_asked_for_is_what_the_settings_say(serve, slices, fetch):
+    with serve(slices) as service:
         fetch(
             service,
             studied_from="2024-01-02",
@@ -175,14 +74,14 @@ def test_what_is_asked_for_is_what_the_settings_say(slices, fetch):
 
 
 @pytest.mark.parametrize("page", [1, 2, 1000])
-def test_lists_come_in_pages(slices, fetch, page):
-    with Service(slices) as service:
+def test_lists_come_in_pages(serve, slices, fetch, page):
+    with serve(slices) as service:
         service.page = page
         assert fetch(service).fetched == 9
 
 
-def test_a_pull_goes_on_where_it_stopped(slices, open_spool, fetch):
-    with Service(slices) as service:
+def test_a_pull_goes_on_where_it_stopped(serve, slices, open_spool, fetch):
+    with serve(slices) as service:
         fetch(service)
         first, *_ = sorted(open_spool().folder.iterdir())
         first.unlink()
@@ -196,10 +95,10 @@ def test_a_pull_goes_on_where_it_stopped(slices, open_spool, fetch):
 
 
 def test_a_series_that_breaks_off_is_fetched_again_without_what_came(
-    slices, open_spool, fetch, monkeypatch
+    serve, slices, open_spool, fetch, monkeypatch
 ):
     monkeypatch.setattr(archive_module, "_CHUNK_BYTES", 1000)
-    with Service(slices) as service:
+    with serve(slices) as service:
         size = len(slices[0].read_bytes())
         service.break_after = int(2.5 * size)
         report = fetch(service)
@@ -208,22 +107,22 @@ def test_a_series_that_breaks_off_is_fetched_again_without_what_came(
     assert len(list(open_spool().folder.iterdir())) == 9, "and nothing half-written stays"
 
 
-def test_series_that_cannot_be_had_are_counted_and_stop_nothing(slices, fetch):
-    with Service(slices) as service:
+def test_series_that_cannot_be_had_are_counted_and_stop_nothing(serve, slices, fetch):
+    with serve(slices) as service:
         service.status_of_series = 500
         report = fetch(service)
     assert (report.fetched, report.missing) == (0, 9)
     assert "9 missing" in report.summary()
 
 
-def test_what_is_not_wanted_is_not_kept(tmp_path, write_slice, open_spool, fetch):
+def test_what_is_not_wanted_is_not_kept(serve, tmp_path, write_slice, open_spool, fetch):
     study = {"StudyInstanceUID": "1.2.1", "series": "1.2.1.1"}
     good = write_slice(tmp_path / "a", **study)
     capture = write_slice(tmp_path / "b", SOPClassUID=SecondaryCaptureImageStorage, **study)
     dataset = dcmread(capture)
     dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     dataset.save_as(capture)
-    with Service([good, capture]) as service:
+    with serve([good, capture]) as service:
         (key,) = service.objects
         service.objects[key] |= {"1.2.1.1.3": b"<html>CANARY</html>"}
         report = fetch(service)
@@ -232,9 +131,9 @@ def test_what_is_not_wanted_is_not_kept(tmp_path, write_slice, open_spool, fetch
     assert contents(open_spool()) == [good.read_bytes()]
 
 
-def test_too_large_an_object_is_passed_over(slices, open_spool, fetch):
+def test_too_large_an_object_is_passed_over(serve, slices, open_spool, fetch):
     large = len(slices[0].read_bytes()) + 100
-    with Service(slices) as service:
+    with serve(slices) as service:
         key = ("1.2.1", "1.2.1.1")
         first = next(iter(service.objects[key]))
         service.objects[key][first] += b"x" * 1000
@@ -243,20 +142,20 @@ def test_too_large_an_object_is_passed_over(slices, open_spool, fetch):
     assert (report.fetched, report.missing) == (8, 1)
 
 
-def test_a_full_spool_stops_and_keeps_what_came(slices, open_spool, fetch):
+def test_a_full_spool_stops_and_keeps_what_came(serve, slices, open_spool, fetch):
     spool = open_spool(quota_bytes=int(3.5 * len(slices[0].read_bytes())))
-    with Service(slices) as service, pytest.raises(FullError):
+    with serve(slices) as service, pytest.raises(FullError):
         fetch(service, spool=spool)
     assert len(list(spool.folder.iterdir())) == 3
 
 
-def test_credentials_come_from_files(tmp_path, slices, fetch):
+def test_credentials_come_from_files(serve, tmp_path, slices, fetch):
     token, login = tmp_path / "token", tmp_path / "login"
     token.write_text("t0ken\n")
     login.write_text("user:pass:word\n")
     token.chmod(0o600)
     login.chmod(0o600)
-    with Service(slices) as service:
+    with serve(slices) as service:
         fetch(service, token_file=token)
         assert {header["Authorization"] for header in service.headers} == {"Bearer t0ken"}
         service.headers.clear()
@@ -281,8 +180,8 @@ def test_credentials_come_from_files(tmp_path, slices, fetch):
         ({"location": "http://127.0.0.1:1/CANARY"}, r"sends elsewhere"),
     ],
 )
-def test_answers_that_cannot_be_used_name_the_setting(slices, fetch, change, message):
-    with Service(slices) as service:
+def test_answers_that_cannot_be_used_name_the_setting(serve, slices, fetch, change, message):
+    with serve(slices) as service:
         for name, value in change.items():
             setattr(service, name, value)
         if message is None:
@@ -294,21 +193,21 @@ def test_answers_that_cannot_be_used_name_the_setting(slices, fetch, change, mes
     assert raised.value.__suppress_context__
 
 
-def test_an_endless_list_is_cut_off(slices, fetch, monkeypatch):
+def test_an_endless_list_is_cut_off(serve, slices, fetch, monkeypatch):
     monkeypatch.setattr(archive_module, "MAX_LIST_BYTES", 10_000)
-    with Service(slices) as service:
+    with serve(slices) as service:
         service.body = b"[" + b" " * 100_000 + b"]"
         with pytest.raises(ArchiveError, match="more than it should"):
             fetch(service)
 
 
-def test_more_studies_than_allowed_are_refused(slices, fetch):
-    with Service(slices) as service, pytest.raises(ArchiveError, match="more than 1 studies match"):
+def test_more_studies_than_allowed_are_refused(serve, slices, fetch):
+    with serve(slices) as service, pytest.raises(ArchiveError, match="more than 1 studies match"):
         fetch(service, max_studies=1)
 
 
-def test_nobody_there_is_a_clear_error(slices, fetch):
-    service = Service(slices)
+def test_nobody_there_is_a_clear_error(serve, slices, fetch):
+    service = serve(slices)
     service.server.server_close()
     with pytest.raises(ArchiveError, match=r"importer\.dicomweb\.url: 127.* does not answer"):
         fetch(service)
@@ -334,12 +233,12 @@ def test_a_credential_file_that_will_not_do(tmp_path, text, mode, message):
     assert "secret" not in str(raised.value)
 
 
-def test_the_environments_proxy_is_used_and_no_netrc(tmp_path, slices, fetch, monkeypatch):
+def test_the_environments_proxy_is_used_and_no_netrc(serve, tmp_path, slices, fetch, monkeypatch):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password CANARY\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    with Service(slices) as service:
+    with serve(slices) as service:
         fetch(service)
         assert {header["Authorization"] for header in service.headers} == {None}
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
@@ -350,11 +249,11 @@ def test_the_environments_proxy_is_used_and_no_netrc(tmp_path, slices, fetch, mo
             fetch(service)
 
 
-def test_compressed_objects_are_kept_compressed(tmp_path, write_slice, open_spool, fetch):
+def test_compressed_objects_are_kept_compressed(serve, tmp_path, write_slice, open_spool, fetch):
     path = write_slice(tmp_path / "a", StudyInstanceUID="1.2.1", series="1.2.1.1")
     dataset = dcmread(path)
     dataset.compress(RLELossless)
     dataset.save_as(path)
-    with Service([path]) as service:
+    with serve([path]) as service:
         assert fetch(service).fetched == 1
     assert contents(open_spool()) == [path.read_bytes()]
