@@ -69,10 +69,16 @@ def fit_cohort(contract: RunContract, cohort: Cohort | None, settings: SiteSetti
     )
     if violation is not None:
         raise RefusedError(RefusalCode.WRONG_MODALITY, violation)
-    if cohort.patients < contract.min_patients:
+    # Beyond the site's own minimum by buckets alone: contracts with one minimum after the other,
+    # each refused at no cost, would else count the patients.
+    known = cohort.patients
+    if contract.min_patients > settings.policy.min_patients:
+        known = patient_bucket(known)
+    if known < contract.min_patients:
         raise RefusedError(
             RefusalCode.TOO_FEW_PATIENTS,
-            f"{cohort.patients} patients, the contract wants {contract.min_patients}",
+            f"{cohort.patients} patients, which counts as {known}; the contract wants "
+            f"{contract.min_patients}",
         )
     return cohort
 

@@ -1,13 +1,25 @@
+from contextlib import suppress
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from shared.architectures import Residual
 from shared.contract import Anchor, Privacy, Probes, RunContract
-from shared.messages import DryRunQueryHeader, Message, RefusalCode, decode, encode
+from shared.messages import (
+    DryRunQueryHeader,
+    Message,
+    RefusalCode,
+    decode,
+    encode,
+    patient_bucket,
+)
 from shared.tasks.settings import CtDenoise, MrDenoise
 from site_agent import worker
 from site_agent.audit import AuditLog
 from site_agent.cohort import build_cohort, open_cohort
+from site_agent.consent import fit_cohort
+from site_agent.incidents import RefusedError
 from site_agent.intake.slices import PatientSlices, Slice
 from site_agent.ledger import Ledger
 from site_agent.outbox import Outbox
@@ -93,3 +105,24 @@ def test_a_dry_run_reads_no_image(ask, monkeypatch):
 
     monkeypatch.setattr(Cohort, "images", None)
     assert ask(CONTRACT).code is None
+
+
+def test_minima_one_after_the_other_do_not_count_the_patients(ask):
+    def minima_met(patients):
+        met = []
+        for least in range(5, 60):
+            contract = CONTRACT.model_copy(update={"min_patients": least})
+            cohort = SimpleNamespace(patients=patients, index=SimpleNamespace(modality="CT"))
+            with suppress(RefusedError):
+                fit_cohort(contract, cohort, ask.settings)
+                met.append(least)
+        return met
+
+    by_bucket = {}
+    for patients in range(5, 60):
+        by_bucket.setdefault(patient_bucket(patients), []).append(minima_met(patients))
+    assert sorted(by_bucket) == [5, 10, 20, 50]
+    for bucket, told in by_bucket.items():
+        assert all(one == told[0] for one in told), "all that share a bucket say the same"
+        # No contract is taken that has too few, and none refused that asks for a bucket.
+        assert told[0] == list(range(5, bucket + 1))
