@@ -95,12 +95,13 @@ def check_kit(kit: Kit, settings: SiteSettings, *, source: Path) -> x509.Certifi
 def own_enrolment(settings: SiteSettings) -> Enrolment:
     """What this home handed over; raises ``SettingsError`` where it is damaged or missing."""
     path = settings.home / ENROLMENT_FILE
+    remedy = "move site.toml away, `site-agent init` again (keys are kept), and move it back"
     try:
         return Enrolment.model_validate(json.loads(path.read_bytes()))
     except FileNotFoundError:
-        raise SettingsError(f"{path}: is missing: `site-agent init` makes it") from None
+        raise SettingsError(f"{path}: is missing: {remedy}") from None
     except ValueError:
-        raise SettingsError(f"{path}: is damaged; remove it") from None
+        raise SettingsError(f"{path}: is damaged: {remedy}") from None
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

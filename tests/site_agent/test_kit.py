@@ -7,8 +7,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+from typer.testing import CliRunner
 
 from shared.enrolment import Kit
+from site_agent.cli import app
 from site_agent.enrolment import enrol
 from site_agent.kit import KitError, join, own_enrolment
 from site_agent.settings import SettingsError
@@ -105,8 +107,30 @@ def test_a_file_that_is_no_kit_is_refused(settings, tmp_path):
         join(settings, tmp_path / "none", replace=False)
 
 
-def test_a_damaged_enrolment_of_ones_own_is_named(settings, tmp_path):
+def test_a_lost_enrolment_of_ones_own_is_named_and_the_fix_brings_it_back(settings, tmp_path):
     path = write(tmp_path / "kit", settings)
-    (settings.home / "enrolment.json").write_text("[]")
-    with pytest.raises(SettingsError, match=r"enrolment\.json: is damaged"):
+    own = settings.home / "enrolment.json"
+    handed = own.read_bytes()
+    own.write_text("[]")
+    with pytest.raises(SettingsError, match=r"enrolment\.json: is damaged: move site\.toml away"):
         join(settings, path, replace=False)
+    own.unlink()
+    with pytest.raises(SettingsError, match=r"enrolment\.json: is missing: move site\.toml away"):
+        join(settings, path, replace=False)
+    (settings.home / "site.toml").rename(tmp_path / "site.toml")
+    enrol(home=settings.home, name="st-anna", aggregator=ADDRESS, images=tmp_path)
+    assert own.read_bytes() == handed
+    join(settings, path, replace=False)
+
+
+def test_the_command_says_whom_the_site_trusts_and_what_stops_it(settings, tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(app, ["join", *map(str, arguments), "--home", str(settings.home)])
+
+    done = run(write(tmp_path / "kit", settings))
+    assert done.exit_code == 0
+    assert ADDRESS in done.stdout and "2" * 64 in done.stdout
+    other = write(tmp_path / "other", settings)
+    refused = run(other)
+    assert refused.exit_code == 2 and "--replace" in refused.stderr
+    assert run(other, "--replace").exit_code == 0
