@@ -21,6 +21,7 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
+from site_agent.enrolment import enrol
 from site_agent.importer.listener import Listener, ListenerError
 from site_agent.importer.settings import ListenSettings
 
@@ -203,30 +204,62 @@ def test_an_address_that_is_taken_is_a_clear_error(open_spool, listening):
         Listener(ListenSettings(callers=("A",), port=port), spool, say=print)
 
 
-@pytest.mark.filterwarnings("ignore:Invalid value for VR TM:UserWarning")
-def test_the_command_listens_and_stops(tmp_path, write_slice, free_port):
-    from site_agent.enrolment import enrol
-
+@pytest.fixture
+def process(tmp_path, free_port):
+    """``site-agent import listen`` on a home whose spool is its folder ``spool``."""
     home = tmp_path / "home"
     enrol(home=home, name="site-a", aggregator="localhost:1", images=home / "spool")
     settings = home / "site.toml"
     settings.write_text(
         settings.read_text() + f'\n[importer.listen]\ncallers = ["PACS"]\nport = {free_port}\n'
     )
-    command = [sys.executable, "-m", "site_agent.cli", "import", "listen"]
+    command = [sys.executable, "-m", "site_agent.cli", "import", "listen", "--home", str(home)]
     with subprocess.Popen(
-        [*command, "--home", str(home)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
         try:
-            assert "listens at 127.0.0.1" in process.stdout.readline()
-            # An identifier that pydicom and pynetdicom warn of, value and all.
-            path = write_slice(tmp_path / "a", PatientName="CANARY^JANE", SeriesTime="CANARY")
-            assert send(free_port, path) == [0]
-            process.terminate()
-            output = process.communicate(timeout=30)[0]
+            assert "listens at 127.0.0.1" in running.stdout.readline()
+            yield running
         finally:
-            process.kill()
+            running.kill()
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR TM:UserWarning")
+def test_the_command_listens_and_stops(tmp_path, write_slice, free_port, process):
+    # An identifier that pydicom and pynetdicom warn of, value and all.
+    path = write_slice(tmp_path / "a", PatientName="CANARY^JANE", SeriesTime="CANARY")
+    assert send(free_port, path) == [0]
+    process.terminate()
+    output = process.communicate(timeout=30)[0]
     assert process.returncode == 0
     assert "1 stored" in output
     assert "CANARY" not in output
-    assert len(list((home / "spool").iterdir())) == 1
+    assert len(list((tmp_path / "home" / "spool").iterdir())) == 1
+
+
+def test_a_kill_in_mid_transfer_leaves_whole_objects_alone(
+    tmp_path, write_slice, free_port, process
+):
+    path = write_slice(tmp_path / "a", np.zeros((64, 64), np.uint16))
+    assert send(free_port, path) == [0]
+    association = sender(free_port)
+    raw = association.dul.socket.socket
+    data = b"\x00" + b"x" * 10_000
+    item = struct.pack(">LB", len(data) + 1, association.accepted_contexts[0].context_id) + data
+    raw.sendall(struct.pack(">BBL", 4, 0, len(item)) + item)
+    process.kill()
+    process.wait(30)
+    association.abort()
+    raw.close()
+    (received,) = (tmp_path / "home" / "spool").iterdir()
+    assert dcmread(received) == dcmread(path)
+
+
+def test_the_importer_loads_no_way_to_the_aggregator():
+    script = (
+        "import sys, site_agent.importer.cli, site_agent.importer.listener\n"
+        "import site_agent.importer.dicomweb\n"
+        "sys.exit(str({'flwr', 'grpc', 'torch', 'site_agent.supernode'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.stderr.strip() == b""
