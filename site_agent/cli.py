@@ -44,13 +44,25 @@ app.add_typer(importer, name="import")
 
 @app.command()
 def init(
-    name: Annotated[str, typer.Option(help="The site's name in the study: a-z, 0-9 and hyphens.")],
-    aggregator: Annotated[str, typer.Option(help="Where the aggregator listens, HOST:PORT.")],
-    images: Annotated[Path, typer.Option(help="Folder with the hospital's DICOM or NIfTI files.")],
+    name: Annotated[
+        str,
+        typer.Option(prompt=True, help="The site's name in the study: a-z, 0-9 and hyphens."),
+    ],
+    aggregator: Annotated[
+        str,
+        typer.Option(prompt="Aggregator, HOST:PORT", help="Where the aggregator listens."),
+    ],
+    images: Annotated[
+        Path,
+        typer.Option(
+            prompt="Folder of images", help="Folder with the hospital's DICOM or NIfTI files."
+        ),
+    ],
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Make the site's home: settings to read through, its key, and enrolment.json to hand over.
 
+    Asks for what is not given.
     Nothing secret is in enrolment.json. Keys stay in the home's folder `keys`, readable by this
     user alone.
     """

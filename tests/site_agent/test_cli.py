@@ -76,6 +76,18 @@ def test_init_says_what_comes_next(invoke, tmp_path):
     assert "is there already" in again.output
 
 
+def test_init_asks_for_what_is_not_given(tmp_path):
+    home = tmp_path / "home"
+    asked = CliRunner().invoke(
+        app,
+        ["init", "--aggregator", "localhost:8443", "--home", str(home)],
+        input=f"site-a\n{tmp_path}\n",
+    )
+    assert asked.exit_code == 0
+    made = read_settings(home)
+    assert (made.name, made.aggregator, made.images) == ("site-a", "localhost:8443", tmp_path)
+
+
 def test_index_counts_for_people_and_machines(invoke, tmp_path, write_slice):
     images = tmp_path / "images"
     plant(images, write_slice)
