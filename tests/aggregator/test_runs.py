@@ -44,7 +44,7 @@ class FakeLink:
 
     def nodes(self) -> list[Node]:
         self.looks += 1
-        return [Node(f"site-{n}", b"", online=n < self.looks) for n in range(3)]
+        return [Node(n, f"site-{n}", b"", online=n < self.looks) for n in range(3)]
 
     def has_ended(self, run_id: int) -> bool:
         return self.ended
