@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from site_agent.intake.dicom import DicomSlice
 from site_agent.intake.nifti import SUFFIXES, NiftiVolume
 from site_agent.intake.pool import Answer
 from site_agent.intake.reasons import LIMITS, SkipReason
+from site_agent.intake.strictness import as_fields
 
 HEADERS_FILE = "headers.sqlite"
 FORMAT = 1
@@ -135,9 +136,9 @@ class HeaderMemory:
         if header.code is None:
             fields = {"patient": header.patient, "refused": header.refused}
             if header.volume is not None:
-                fields["volume"] = _without_path(header.volume)
+                fields["volume"] = as_fields(header.volume)
             else:
-                fields["slices"] = [_without_path(one) for one in header.slices]
+                fields["slices"] = [as_fields(one) for one in header.slices]
         name = self._name(file)
         self._met.add(name)
         row = name, json.dumps(fields), header.code in LIMITS
@@ -196,12 +197,6 @@ def _checked(fields: dict[str, Any], file: ImageFile) -> FileHeader:
     return FileHeader(
         slices=tuple(slices), refused=tuple(_REFUSED.validate_python(fields["refused"]))
     )
-
-
-def _without_path(source: DicomSlice | NiftiVolume) -> dict[str, Any]:
-    fields = asdict(source)
-    del fields["path"]
-    return fields
 
 
 def _folder_patient(file: ImageFile) -> str:

@@ -13,7 +13,6 @@ import math
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from site_agent.frames import recv_frame, send_frame
-from site_agent.intake.reader import HEAD, READY
+from site_agent.intake.reader import READY
 from site_agent.intake.reasons import LIMITS, SkipReason
 
 Job = dict[str, Any]
@@ -110,13 +109,26 @@ class Reader:
         self.jobs += 1
         deadline = time.monotonic() + self._limits.wall_s
         try:
-            frame = recv_frame(
+            head = recv_frame(
                 self._socket, limit=self._limits.answer_bytes, timeout_s=self._limits.wall_s
             )
-            return _answer(frame)
+            fields = json.loads(head)
+            if "code" in fields:
+                return Answer(code=SkipReason(fields["code"]))
+            if "dtype" not in fields:
+                return Answer(fields=fields)
+            array = _array(fields, limit=self._limits.answer_bytes)
+            room = array.reshape(-1).view(np.uint8).data
+            while len(room):
+                self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+                count = self._socket.recv_into(room)
+                if not count:
+                    raise ConnectionError("the reader hung up")
+                room = room[count:]
+            return Answer(array=array)
         except TimeoutError:
             return Answer(code=SkipReason.TOO_SLOW)
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
+        except (OSError, ValueError, KeyError, TypeError):
             left_s = max(0.1, min(1.0, deadline - time.monotonic()))
             try:
                 ended = self._process.wait(left_s)
@@ -216,21 +228,11 @@ class ReaderPool:
             return Reader(self._limits)
 
 
-def _answer(frame: bytes) -> Answer:
-    """Checks a frame. Raises ``ValueError`` and the like where it is none of ours."""
-    (length,) = HEAD.unpack_from(frame)
-    begin = HEAD.size + length
-    if begin > len(frame):
-        raise ValueError("the frame is shorter than it says")
-    fields = json.loads(frame[HEAD.size : begin])
-    if "code" in fields:
-        return Answer(code=SkipReason(fields["code"]))
-    if "dtype" not in fields:
-        return Answer(fields=fields)
+def _array(fields: dict[str, Any], *, limit: int) -> NDArray[np.generic]:
+    """Room for the announced array. Raises ``ValueError`` where it is none of ours."""
     shape, kind = fields["shape"], fields["dtype"]
     if kind not in _DTYPES or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
         raise ValueError("the array is none of ours")
-    if math.prod(shape) * np.dtype(kind).itemsize != len(frame) - begin:
-        raise ValueError("the array has another size than it says")
-    array = np.frombuffer(frame, kind, offset=begin).reshape(shape)
-    return Answer(array=array)
+    if math.prod(shape) * np.dtype(kind).itemsize > limit:
+        raise ValueError("the array is larger than any of ours")
+    return np.empty(shape, kind)

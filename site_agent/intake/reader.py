@@ -1,7 +1,7 @@
 """A reader: the process that parses image files, one after the other, within limits.
 
 It is started by ``intake.pool`` with a socket and an empty environment, gets frames of jobs as
-JSON, and answers each job with one frame: 4 bytes of length, JSON, and one array's raw bytes. It
+JSON, and answers each job with a frame of JSON and, where it names one, an array's raw bytes. It
 gives numbers, arrays and the identifiers that are hashed on arrival, or a code; never a pickle.
 """
 
@@ -10,9 +10,7 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,9 @@ from site_agent.intake.placement import Placement
 from site_agent.intake.reasons import Skipped, SkipReason
 from site_agent.intake.scale import thousandths
 from site_agent.intake.sequences import names_sequence
+from site_agent.intake.strictness import as_fields
 
 JOBS_LIMIT_BYTES = 64 * 2**20
-HEAD = struct.Struct(">I")
 READY = b"reader ready"
 
 _OPEN_FILES = 64
@@ -68,22 +66,24 @@ def _header(job: dict[str, Any]) -> dict[str, Any]:
         slices, refused = dicom.read_headers(
             path, modality=job["modality"], sequence=job["sequence"]
         )
-        return {"slices": [_without_path(one) for one in slices], "refused": refused}
+        return {"slices": [as_fields(one) for one in slices], "refused": refused}
     if not name.endswith(nifti.SUFFIXES):
         raise Skipped(SkipReason.NOT_AN_IMAGE)
     stem = name.removesuffix(".gz").removesuffix(".nii")
     if job["sequence"] is not None and not names_sequence(stem, job["sequence"]):
         raise Skipped(SkipReason.OTHER_SEQUENCE)
-    return {"volume": _without_path(nifti.read_header(path))}
+    return {"volume": as_fields(nifti.read_header(path))}
 
 
 def _pixels(job: dict[str, Any]) -> NDArray[np.generic]:
     """Slices (n, rows, columns): Hounsfield units, MR signal, or thousandths of a series' scale."""
-    fields = {**job["source"], "path": Path(job["path"])}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in job["source"].items()
+    }
+    fields["path"] = Path(job["path"])
     step, full = job["step"], job["full"]
     if "slices" in fields:
-        for name in ("spacing_mm", "shape", "axes", "flips"):
-            fields[name] = tuple(fields[name])
         volume = nifti.NiftiVolume(**fields)
         if job["modality"] == "CT":
             return np.stack(nifti.read_slices(volume, job["chosen"]))
@@ -100,21 +100,14 @@ def _pixels(job: dict[str, Any]) -> NDArray[np.generic]:
     return signal_ if full is None else thousandths(signal_, full=full)
 
 
-def _without_path(source: dicom.DicomSlice | nifti.NiftiVolume) -> dict[str, Any]:
-    fields = asdict(source)
-    del fields["path"]
-    return fields
-
-
-def _framed(head: dict[str, Any], array: NDArray[np.generic] | None) -> bytes:
+def _send(sock: socket.socket, head: dict[str, Any], array: NDArray[np.generic] | None) -> None:
     if array is None:
-        raw = b""
-    else:
-        kind = "<i2" if array.dtype == np.int16 else "<f4"
-        raw = np.ascontiguousarray(array, kind).tobytes()
-        head = {**head, "dtype": kind, "shape": list(array.shape)}
-    text = json.dumps(head).encode()
-    return HEAD.pack(len(text)) + text + raw
+        send_frame(sock, json.dumps(head).encode())
+        return
+    kind = "<i2" if array.dtype == np.int16 else "<f4"
+    raw = np.ascontiguousarray(array, kind)
+    send_frame(sock, json.dumps({"dtype": kind, "shape": raw.shape}).encode())
+    sock.sendall(raw.data.cast("B"))
 
 
 def serve(sock: socket.socket, *, cpu_s: int) -> None:
@@ -129,11 +122,7 @@ def serve(sock: socket.socket, *, cpu_s: int) -> None:
             usage = resource.getrusage(resource.RUSAGE_SELF)
             soft = int(usage.ru_utime + usage.ru_stime) + 1 + cpu_s
             resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
-            try:
-                frame = _framed(*answered(job))
-            except MemoryError:
-                frame = _framed({"code": SkipReason.TOO_MUCH_MEMORY.value}, None)
-            send_frame(sock, frame)
+            _send(sock, *answered(job))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ for its scale and for the slices that show anatomy; then as for CT.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +21,7 @@ from site_agent.intake.pool import Answer, ReaderPool
 from site_agent.intake.reasons import IntakeReport, Skipped, SkipReason
 from site_agent.intake.series import Candidate, Source, told_apart
 from site_agent.intake.slices import Slice
+from site_agent.intake.strictness import as_fields
 
 _BATCH = 4
 _ANSWER_BYTES = 64 * 2**20  # of one answer's pixels: more slices of a volume take several
@@ -38,11 +39,10 @@ class _Request:
 
     def job(self) -> dict[str, Any]:
         """For a reader."""
-        fields = asdict(self.source)
         return {
             "ask": "pixels",
-            "path": str(fields.pop("path")),
-            "source": fields,
+            "path": str(self.source.path),
+            "source": as_fields(self.source),
             "chosen": [item.index for item in self.members],
             "modality": self.modality,
             "step": self.step,
