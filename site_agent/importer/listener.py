@@ -45,7 +45,7 @@ _STATUS: dict[type[RefusedObjectError], int] = {
 
 _MAX_COMMAND_BYTES = 64 * 1024
 _MAX_READ_BYTES = 2**20 + 1024  # an association request lists hundreds of contexts
-_ACSE_TIMEOUT_S = 30.0
+_ACSE_TIMEOUT_S = 5.0  # a connection that says nothing takes up an association for so long
 
 
 class ListenerError(ValueError):

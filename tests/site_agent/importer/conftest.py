@@ -42,7 +42,19 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def listening(free_port):
+def collected() -> Iterator[None]:
+    """pynetdicom leaves sockets whose peer went away to the garbage collector: here, not later."""
+    yield
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("pynetdicom"):
+            thread.join(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture
+def listening(free_port, collected):
     """Starts a listener on a spool: ``with listening(spool) as (port, said)``."""
     from site_agent.importer.listener import Listener
 
@@ -53,11 +65,7 @@ def listening(free_port):
         with Listener(wanted, spool, say=said.append):
             yield free_port, said
 
-    yield started
-    # pynetdicom leaves sockets whose peer went away to the garbage collector.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    return started
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from site_agent.importer.settings import ListenSettings
 
 def sender(port, *, caller="PACS", called="FEDSTILL", classes=(CTImageStorage,), max_pdu=16384):
     entity = AE(ae_title=caller)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
+    entity.acse_timeout, entity.dimse_timeout, entity.network_timeout = 5, 20, 20
     for storage_class in classes:
         entity.add_requested_context(
             storage_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
@@ -205,7 +205,7 @@ def test_an_address_that_is_taken_is_a_clear_error(open_spool, listening):
 
 
 @pytest.fixture
-def process(tmp_path, free_port):
+def process(tmp_path, free_port, collected):
     """``site-agent import listen`` on a home whose spool is its folder ``spool``."""
     home = tmp_path / "home"
     enrol(home=home, name="site-a", aggregator="localhost:1", images=home / "spool")
