@@ -351,7 +351,7 @@ def test_nothing_of_a_studys_identifiers_leaves_its_folder(tmp_path: Path) -> No
         *("--aggregator", "localhost:1", "--images", str(study)),
     )
     counted = json.loads(run("index", "--home", str(home), "--json"))
-    assert counted["patients"] == 7
+    assert counted["patients"] == 6
     assert sum(counted["skipped"].values()) >= 15
     run("index", "--home", str(home))
     with worker(home, tmp_path / "worker.out"):
