@@ -88,6 +88,28 @@ def test_jpeg_2000_is_read(tmp_path, write_slice):
     np.testing.assert_array_equal(read_pixels(read_header(tmp_path / "a")), stored - 1024.0)
 
 
+@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless"])
+def test_what_gdcm_compressed_without_loss_is_read(tmp_path, write_slice, syntax):
+    gdcm = pytest.importorskip("gdcm", reason="python-gdcm is not installed")
+    stored = np.arange(32 * 48, dtype=np.uint16).reshape(32, 48) % 4096
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(write_slice(tmp_path / "plain", stored)))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(tmp_path / "a"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    written = dcmread(tmp_path / "a")
+    written.RescaleType = "HU"  # gdcm writes US
+    written.save_as(tmp_path / "a")
+    np.testing.assert_array_equal(read_pixels(read_header(tmp_path / "a")), stored - 1024.0)
+
+
 @pytest.mark.parametrize(
     "name", ["bigendian", "implicit", "RLE", "jpeg_ls_lossless", "jp2klossless", "padded"]
 )
