@@ -1,20 +1,17 @@
 """``site-agent``: what a hospital runs."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shared.messages import Message, MessageError, StatusHeader, StatusQueryHeader, decode, encode
 from shared.threads import yield_cores
 from site_agent.cohort import CohortError, build_cohort
-from site_agent.command_line import DEFAULT_HOME, EXIT_FAILED, Home, Json
+from site_agent.command_line import DEFAULT_HOME, EXIT_FAILED, Home, Json, intake_progress
 from site_agent.command_line import told as _told
 from site_agent.enrolment import enrol, pseudonym_key
 from site_agent.frames import call
@@ -38,7 +35,6 @@ app = typer.Typer(
 )
 
 app.add_typer(audit, name="audit")
-app.command()(outbox)
 app.add_typer(importer, name="import")
 
 
@@ -107,7 +103,7 @@ def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 
     with _told(IntakeError, interrupted="The cohort is as it was; run it again to go on."):
         settings = read_settings(home)
-        with _progress() as on_progress:
+        with intake_progress() as on_progress:
             report = IntakeReport(on_progress=on_progress)
             patients = read_folder(
                 settings.images,
@@ -300,6 +296,9 @@ def kernel_fit(
             json_file.write_bytes(task.model_dump_json(indent=2).encode() + b"\n")
 
 
+app.command()(outbox)
+
+
 def _ask_status(settings: SiteSettings) -> StatusHeader | None:
     try:
         reply = call(
@@ -311,36 +310,6 @@ def _ask_status(settings: SiteSettings) -> StatusHeader | None:
     except (OSError, MessageError):
         return None
     return header if isinstance(header, StatusHeader) else None
-
-
-class _ProgressListener:
-    """Shows intake's stages on stderr; the screen never sees a file's name."""
-
-    names = {"list": "listing files", "headers": "reading headers", "pixels": "reading patients"}  # noqa: RUF012
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._stage = ""
-        self._task = progress.add_task("listing files", total=None)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self._progress.reset(self._task, description=self.names[stage])
-            self._stage = stage
-        self._progress.update(self._task, completed=done, total=total or None)
-
-
-@contextmanager
-def _progress() -> Iterator[_ProgressListener]:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        yield _ProgressListener(progress)
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What all commands of ``site-agent`` have in common: options, exit codes, failures as messages."""
+"""What all commands of ``site-agent`` have in common: options, exit codes, failures, progress."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from site_agent.cohort import CohortError
 from site_agent.settings import SettingsError
@@ -38,3 +40,34 @@ def told(*errors: type[Exception], interrupted: str = "Stopped.") -> Iterator[No
         place = f"{error.filename}: " if error.filename else ""
         typer.echo(f"{place}{error.strerror or 'the system refused'}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
+
+
+class _ProgressListener:
+    """Shows intake's stages on stderr; the screen never sees a file's name."""
+
+    names = {"list": "listing files", "headers": "reading headers", "pixels": "reading patients"}  # noqa: RUF012
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._stage = ""
+        self._task = progress.add_task("listing files", total=None)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._progress.reset(self._task, description=self.names[stage])
+            self._stage = stage
+        self._progress.update(self._task, completed=done, total=total or None)
+
+
+@contextmanager
+def intake_progress() -> Iterator[_ProgressListener]:
+    """A bar for intake, whose listener it gives; gone when it is left."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        yield _ProgressListener(progress)
