@@ -30,6 +30,8 @@ CONTRACT = RunContract(
     anchor=Anchor(rounds=1, local_steps=3, public_steps=4, crop_px=16),
 )
 
+CALM = CtDenoise(size_px=32, angles=30, bins=48, pixel_mm=9.0, photons=60)
+
 
 def people(contract: RunContract, *, count: int, seed: int) -> Patients:
     """So many people of one slice or two each, drawn as no prior is."""
@@ -88,3 +90,15 @@ def scene() -> Scene:
 def asked(scene: Scene) -> list[Question]:
     """What its run asks."""
     return questions(scene, on_step=lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def calm_scene() -> Scene:
+    """The stage with a tenth of the noise: what an image does to a gradient is plain to see."""
+    return stage(CONTRACT.model_copy(update={"task": CALM}))
+
+
+@pytest.fixture(scope="session")
+def calm_asked(calm_scene: Scene) -> list[Question]:
+    """What its run asks."""
+    return questions(calm_scene, on_step=lambda *_: None)

@@ -13,9 +13,9 @@ LITTLE = Effort(steps=1, images=1, groups=1, patients=2, linked=30)
 
 
 @pytest.fixture(scope="module")
-def found(scene: Scene, asked: list[Question]) -> Rates:
+def found(calm_scene: Scene, calm_asked: list[Question]) -> Rates:
     watched = Watched()
-    result = measure(scene, asked, seed=0, effort=LITTLE, watch=watched)
+    result = measure(calm_scene, calm_asked, seed=0, effort=LITTLE, watch=watched)
     assert result["chance"] == 0.05
     assert watched.ended() == {"everybody's parts": 4 * 26, "identification": 4, "linkage": 9}
     return {(row["mode"], row["from"], row["knows"]): row["rank1"] for row in result["rows"]}

@@ -81,8 +81,9 @@ def test_a_choice_of_images_is_evenly_spaced() -> None:
 
 
 def test_the_image_that_was_asked_is_among_the_nearest_to_its_gradient(
-    scene: Scene, asked: list[Question]
+    calm_scene: Scene, calm_asked: list[Question]
 ) -> None:
+    scene, asked = calm_scene, calm_asked
     question, free = asked[1], scene.prior.free
     own = parts(scene, question, [free[5:6]], site="site-0")[0]
     observed = observations(scene.contract, [(question, Answer(own, (0,)))])
@@ -93,8 +94,9 @@ def test_the_image_that_was_asked_is_among_the_nearest_to_its_gradient(
 
 
 def test_a_reconstruction_comes_nearer_to_what_was_sent(
-    scene: Scene, asked: list[Question]
+    calm_scene: Scene, calm_asked: list[Question]
 ) -> None:
+    scene, asked = calm_scene, calm_asked
     generator = torch.Generator().manual_seed(0)
     seen = [
         (one, answers(scene, one, gathered(scene, one), "cohort", generator=generator)[0])
@@ -102,7 +104,7 @@ def test_a_reconstruction_comes_nearer_to_what_was_sent(
     ]
     observed = observations(scene.contract, seen)
     assert len(observed) == 1 + 2, "a descent, and a gradient at each probe"
-    start = scene.prior.free[:2]
+    start = 0.5 * scene.prior.free[:2]  # too dark for anybody
     made = reconstruct(
         observed,
         start,

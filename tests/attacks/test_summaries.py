@@ -133,8 +133,8 @@ def noised(**privacy: Any) -> Scene:
     [
         ({}, 1, 1, 1 / 4),
         ({}, 3, 1, 3**0.5 / 12),
-        ({"noise": "distributed"}, 3, 1, 1 / 12),
-        ({"noise": "distributed", "honest": 0.5}, 3, 1, 3**0.5 / 12),
+        ({"noise": "distributed", "honest": 1.0}, 3, 1, 1 / 12),
+        ({"noise": "distributed"}, 3, 1, 3**0.5 / 12),
         ({"sampling": 0.5}, 1, 1, 1 / 2),
         ({}, 1, 4, 1 / 8),
     ],

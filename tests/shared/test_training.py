@@ -168,7 +168,8 @@ MULTI = MultiTask(
 def test_a_pool_of_a_multi_task_takes_its_parts_in_turn_and_equally_often(
     draws: int, given: int
 ) -> None:
-    hq = torch.rand(18, 1, 32, 32)  # more than one chunk
+    # More than one chunk; dark, so that the square of the noise stands out.
+    hq = 0.2 * torch.rand(18, 1, 32, 32)
     pool = noisy_pool(MULTI, hq, draws=draws, seed=1).unflatten(0, (-1, 18))
     assert pool.shape[0] == given
     truncated = degrade(MULTI.parts[0], hq, seed=0)  # without noise: the same at every draw
