@@ -179,7 +179,9 @@ def _told(kind: Kind, found: dict[str, Any]) -> str:
     controls = found.get("control")
     if controls:
         lines += ["control:", tables.text(controls if isinstance(controls, list) else [controls])]
-    if "control_succeeded" in found and not found["control_succeeded"]:
+    if found.get("control_succeeded", True) is None:
+        lines.append("no control: nothing is of one patient here; run it on a contract with probes")
+    elif not found.get("control_succeeded", True):
         lines.append("THE CONTROL DID NOT SUCCEED: that the attack failed elsewhere says nothing")
     if "passed" in found:
         lines.append("within the bar" if found["passed"] else "BEYOND THE BAR")

@@ -118,6 +118,7 @@ def measure(
                     )
                 step()
     chance = 1 / CANDIDATES
+    alone = [row for row in rows if row["mode"] == "patient"]
     return {
         "rows": rows,
         "chance": chance,
@@ -128,9 +129,10 @@ def measure(
             for row in rows
             if row["mode"] != "patient" and row["from"] == "reconstruction"
         ),
-        "control_succeeded": any(
-            row["rank1"]["interval"][0] > chance for row in rows if row["mode"] == "patient"
-        ),
+        # Descents are never of one patient: then there is no control, and it says so.
+        "control_succeeded": any(row["rank1"]["interval"][0] > chance for row in alone)
+        if alone
+        else None,
         "seed": seed,
     }
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from aggregator.attack_command import Kind, _told
 from aggregator.attacks.identification import Effort, FewPeopleError, _rates, measure
 from aggregator.attacks.scene import Scene
 from aggregator.attacks.summaries import Question, questions
@@ -53,6 +54,17 @@ def test_under_noise_there_is_but_chance() -> None:
     of_summaries = [row for row in result["rows"] if row["from"] == "summary"]
     assert len(of_summaries) == 9
     assert all(row["rank1"]["interval"][0] <= 0.07 for row in of_summaries)
+
+
+def test_where_nothing_is_of_one_patient_no_control_is_claimed(
+    scene: Scene, asked: list[Question]
+) -> None:
+    result = measure(scene, asked[:1], seed=0, effort=LITTLE, watch=Watched())
+    assert {row["mode"] for row in result["rows"]} == {"cohort", "federation"}
+    assert result["control_succeeded"] is None
+    assert "no control: nothing is of one patient" in _told(Kind.IDENTIFICATION, result)
+    failed = _told(Kind.IDENTIFICATION, result | {"control_succeeded": False})
+    assert "THE CONTROL DID NOT SUCCEED" in failed
 
 
 def test_rates_rank_members_among_those_who_are_not() -> None:
