@@ -1,93 +1,36 @@
 """The catalog: which datasets and versions are published, and which blobs they consist of.
 
-SQLite in WAL mode with ``synchronous=FULL``; the schema is created on opening. A version and its
-files are inserted in one transaction after its blobs are stored, and triggers refuse to change or
-delete one, so a version is absent or complete and for ever the same. A dataset counts its versions:
-a number is given out once.
+A version and its files are inserted in one transaction after its blobs are stored, and triggers
+refuse to change or delete one, so a version is absent or complete and for ever the same. A dataset
+counts its versions: a number is given out once. A version can be withdrawn, for good: it keeps its
+number and its bytes, and is handed out no more.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import (
-    JSON,
-    Connection,
-    Engine,
-    ForeignKey,
-    MetaData,
-    String,
-    UniqueConstraint,
-    create_engine,
-    event,
-    func,
-    select,
+from sqlalchemy import ColumnElement, Select, false, func, select, true
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, contains_eager, joinedload, selectinload
+
+from aggregator.database import Database
+from aggregator.schema import DatasetRow, FileRow, VersionRow, WithdrawalRow
+
+Visibility = Literal["public", "gated", "private"]
+MAX_REASON = 500
+WHOLE = (
+    contains_eager(VersionRow.dataset),
+    joinedload(VersionRow.withdrawal),
+    selectinload(VersionRow.files),
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
-from sqlalchemy.pool import ConnectionPoolEntry
+"""All of some versions in two queries, however many they are."""
 
 
-class Base(DeclarativeBase):
-    """Tables of the catalog."""
-
-
-class DatasetRow(Base):
-    """A dataset: a name, and how many versions it has had."""
-
-    __tablename__ = "datasets"
-    __table_args__ = (UniqueConstraint("namespace", "name"),)
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    namespace: Mapped[str] = mapped_column(String(63))
-    name: Mapped[str] = mapped_column(String(63))
-    last_number: Mapped[int] = mapped_column(default=0)
-    versions: Mapped[list["VersionRow"]] = relationship(
-        back_populates="dataset", order_by="VersionRow.number"
-    )
-
-
-class VersionRow(Base):
-    """A published version."""
-
-    __tablename__ = "versions"
-    __table_args__ = (
-        UniqueConstraint("dataset_id", "number"),
-        UniqueConstraint("dataset_id", "digest"),
-    )
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    dataset_id: Mapped[int] = mapped_column(ForeignKey("datasets.id"), index=True)
-    number: Mapped[int]
-    digest: Mapped[str] = mapped_column(String(64))
-    created_at: Mapped[str] = mapped_column(String(32))
-    summary: Mapped[dict[str, Any]] = mapped_column(JSON)
-    dataset: Mapped[DatasetRow] = relationship(back_populates="versions")
-    files: Mapped[list["FileRow"]] = relationship(order_by="FileRow.path")
-
-
-class FileRow(Base):
-    """A file of a version: a name for a blob."""
-
-    __tablename__ = "files"
-
-    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
-    path: Mapped[str] = mapped_column(String(128), primary_key=True)
-    bytes: Mapped[int]
-    sha256: Mapped[str] = mapped_column(String(64))
-
-
-@event.listens_for(Base.metadata, "after_create")
-def _forbid_changes(_: MetaData, connection: Connection, **__: Any) -> None:
-    for table in ("versions", "files"):
-        for change in ("UPDATE", "DELETE"):
-            connection.exec_driver_sql(
-                f"CREATE TRIGGER IF NOT EXISTS {table}_no_{change.lower()} "
-                f"BEFORE {change} ON {table} "
-                "BEGIN SELECT RAISE(ABORT, 'a published version never changes'); END"
-            )
+class CatalogError(ValueError):
+    """What the catalog was asked and does not do; says why."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +43,48 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class Version:
-    """A published version."""
+class Dataset:
+    """A dataset: its name, and who may have it."""
 
     namespace: str
     name: str
+    visibility: Visibility = "public"
+    """``public``; ``gated``: to those who accepted the agreement; ``private``: to those named."""
+    agreement_version: int = 0
+    """0: there is no agreement."""
+    agreement_text: str = ""
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """That a version is handed out no more."""
+
+    at: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version."""
+
+    dataset: Dataset
     number: int
     digest: str
     created_at: str
     """UTC, as 2026-01-31T12:00:00.000Z: the one form that Hugging Face clients read."""
     summary: dict[str, Any]
     files: tuple[StoredFile, ...]
+    withdrawn: Withdrawal | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The dataset's."""
+        return self.dataset.namespace
+
+    @property
+    def name(self) -> str:
+        """The dataset's."""
+        return self.dataset.name
 
     @property
     def commit(self) -> str:
@@ -122,48 +96,96 @@ class Version:
         return next((file for file in self.files if file.path == path), None)
 
 
-class Catalog:
-    """The catalog in a SQLite file; opening it creates what is missing."""
+@dataclass(frozen=True)
+class VersionEntry:
+    """A version without its files, as a list of versions has it."""
 
-    def __init__(self, path: Path) -> None:
-        self.engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30.0})
-        event.listen(self.engine, "connect", _prepare)
-        event.listen(self.engine, "begin", _begin)
-        with self._session(write=True) as session:
-            Base.metadata.create_all(session.connection())
+    number: int
+    digest: str
+    created_at: str
+    withdrawn: Withdrawal | None
+
+    @property
+    def commit(self) -> str:
+        """The 40-hex revision Hugging Face clients use."""
+        return self.digest[:40]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What of a dataset is published now: what a signed head says."""
+
+    sequence: int
+    """Grows by one with each version and each withdrawal, and never falls."""
+    newest: VersionEntry | None
+    """What ``main`` is; None where every version is withdrawn."""
+    withdrawn: tuple[int, ...]
+
+
+class Catalog:
+    """The catalog in a SQLite file, or in PostgreSQL by URL; opening it creates what is missing."""
+
+    def __init__(self, address: Path | str) -> None:
+        """Raises ``DatabaseError``."""
+        self.database = Database(address)
 
     def close(self) -> None:
         """Closes the connections."""
-        self.engine.dispose()
+        self.database.close()
 
-    def datasets(self, *, offset: int = 0, limit: int = 100) -> tuple[int, list[Version]]:
-        """How many datasets there are, and the newest version of some, by name."""
-        published = select(DatasetRow).where(DatasetRow.last_number > 0)
-        with self._session() as session:
-            total = session.scalar(select(func.count()).select_from(published.subquery())) or 0
-            rows = session.scalars(
-                published.order_by(DatasetRow.namespace, DatasetRow.name)
-                .offset(offset)
-                .limit(limit)
-            )
-            return total, [_version(row.versions[-1]) for row in rows]
+    def datasets(
+        self, *, offset: int = 0, limit: int = 100, visible_to: Collection[str] | None = ()
+    ) -> tuple[int, list[Version]]:
+        """How many datasets there are, and the newest version of some, by name.
 
-    def versions(self, namespace: str, name: str) -> list[Version]:
-        """The versions of a dataset, oldest first; none where there is no such dataset."""
-        with self._session() as session:
-            dataset = _dataset(session, namespace, name)
-            return [_version(row) for row in dataset.versions] if dataset else []
-
-    def find(self, namespace: str, name: str, revision: str) -> Version | None:
-        """A version by ``main`` (the newest), ``vN``, or its digest (first 40 or all 64 digits)."""
-        query = (
+        ``visible_to``: the private datasets, as ``namespace/name``, that are shown beside public
+        and gated ones; None shows all. One with no version that is not withdrawn is left out.
+        """
+        shown = DatasetRow.newest_number.is_not(None) & _shown(visible_to)
+        page = (
             select(VersionRow)
             .join(VersionRow.dataset)
-            .where(DatasetRow.namespace == namespace, DatasetRow.name == name)
+            .where(shown, VersionRow.number == DatasetRow.newest_number)
+            .options(*WHOLE)
+            .order_by(DatasetRow.namespace, DatasetRow.name)
+            .offset(offset)
+            .limit(limit)
+        )
+        with self.database.session() as session:
+            total = session.scalar(select(func.count()).select_from(DatasetRow).where(shown)) or 0
+            return total, [_version(row) for row in session.scalars(page)]
+
+    def versions(
+        self, namespace: str, name: str, *, offset: int = 0, limit: int = 100
+    ) -> list[VersionEntry]:
+        """Versions of a dataset, newest first; none where there is no such dataset."""
+        query = (
+            _of(select(VersionRow), namespace, name)
+            .options(joinedload(VersionRow.withdrawal))
+            .order_by(VersionRow.number.desc())
+            .offset(offset)
+            .limit(limit)
+        )
+        with self.database.session() as session:
+            return [_entry(row) for row in session.scalars(query)]
+
+    def find(self, namespace: str, name: str, revision: str) -> Version | None:
+        """A version by ``main``, ``vN``, or its digest (first 40 or all 64 digits).
+
+        ``main`` is the newest that is not withdrawn; where all are, the newest. A withdrawn one is
+        found and says so: whoever asks decides.
+        """
+        query = (
+            _of(select(VersionRow), namespace, name)
+            .options(*WHOLE)
             .order_by(VersionRow.number.desc())
             .limit(1)
         )
-        if revision != "main":
+        if revision == "main":
+            query = query.where(
+                DatasetRow.newest_number.is_(None) | (VersionRow.number == DatasetRow.newest_number)
+            )
+        else:
             number = revision.removeprefix("v")
             if revision.startswith("v") and number.isascii() and number.isdecimal():
                 if len(number) > 9 or str(int(number)) != number:
@@ -173,9 +195,61 @@ class Catalog:
                 query = query.where(func.substr(VersionRow.digest, 1, len(revision)) == revision)
             else:
                 return None
-        with self._session() as session:
+        with self.database.session() as session:
             row = session.scalar(query)
             return _version(row) if row else None
+
+    def describe(self, namespace: str, name: str) -> Dataset | None:
+        """A dataset, whether or not it has a version."""
+        with self.database.session() as session:
+            row = session.scalar(_named(namespace, name))
+            return _dataset(row) if row else None
+
+    def configure(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        visibility: Visibility | None = None,
+        agreement: str | None = None,
+    ) -> Dataset:
+        """Sets who may have a dataset, also before its first version, so that none leaks.
+
+        A changed ``agreement`` is a new version of it. Raises ``CatalogError`` for a gated dataset
+        without an agreement.
+        """
+        with self.database.session(write=True) as session:
+            row = _claim(session, namespace, name)
+            if visibility is not None:
+                row.visibility = visibility
+            if agreement is not None and agreement != row.agreement_text:
+                row.agreement_text = agreement
+                row.agreement_version += 1
+            if row.visibility == "gated" and not row.agreement_text.strip():
+                raise CatalogError(f"{namespace}/{name} is to be gated and has no agreement")
+            return _dataset(row)
+
+    def head(self, namespace: str, name: str) -> Head | None:
+        """What is published of a dataset, all of one moment; None where nothing ever was."""
+        withdrawn = (
+            _of(select(VersionRow.number), namespace, name)
+            .join(WithdrawalRow, WithdrawalRow.version_id == VersionRow.id)
+            .order_by(VersionRow.number)
+        )
+        with self.database.session() as session:
+            dataset = session.scalar(_named(namespace, name))
+            if dataset is None or not dataset.last_number:
+                return None
+            newest = session.scalar(
+                select(VersionRow).where(
+                    VersionRow.dataset_id == dataset.id, VersionRow.number == dataset.newest_number
+                )
+            )
+            return Head(
+                sequence=dataset.head_sequence,
+                newest=_entry(newest) if newest else None,
+                withdrawn=tuple(session.scalars(withdrawn)),
+            )
 
     def publish(
         self,
@@ -189,64 +263,130 @@ class Catalog:
         """Adds a version, or returns the one that has this digest already.
 
         ``files`` is called with the new number and must store every blob before it returns: only
-        then is the row inserted. One publisher at a time; if anything fails, nothing was added.
+        then is the row inserted. One publisher of a dataset at a time (SQLite: one of all); if
+        anything fails, nothing was added, and the number goes to the next. Raises ``CatalogError``
+        for content that was withdrawn.
         """
-        with self._session(write=True) as session:
-            dataset = _dataset(session, namespace, name)
-            if dataset is None:
-                dataset = DatasetRow(namespace=namespace, name=name, last_number=0)
-                session.add(dataset)
-                session.flush()
-            for row in dataset.versions:
-                if row.digest == digest:
-                    return _version(row)
+        with self.database.session(write=True) as session:
+            dataset = _claim(session, namespace, name)
+            present = session.scalar(
+                select(VersionRow).where(
+                    VersionRow.dataset_id == dataset.id, VersionRow.digest == digest
+                )
+            )
+            if present is not None:
+                if present.withdrawal:
+                    raise CatalogError(
+                        f"{namespace}/{name}@v{present.number} has this very content and was"
+                        f" withdrawn: {present.withdrawal.reason}"
+                    )
+                return _version(present)
             number = dataset.last_number + 1
-            stored = files(number)
-            dataset.last_number = number
             row = VersionRow(
                 dataset=dataset,
                 number=number,
                 digest=digest,
-                created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+                created_at=_now(),
                 summary=dict(summary),
-                files=[FileRow(path=f.path, bytes=f.bytes, sha256=f.sha256) for f in stored],
+                files=[FileRow(path=f.path, bytes=f.bytes, sha256=f.sha256) for f in files(number)],
             )
             session.add(row)
+            dataset.last_number = dataset.newest_number = number
+            dataset.head_sequence += 1
             session.flush()
             return _version(row)
 
-    @contextmanager
-    def _session(self, *, write: bool = False) -> Iterator[Session]:
-        engine: Engine = self.engine.execution_options(immediate=write)
-        with Session(engine, expire_on_commit=False) as session, session.begin():
-            yield session
+    def withdraw(self, namespace: str, name: str, number: int, reason: str) -> Version:
+        """Withdraws a version for good, or returns it where it was withdrawn already.
+
+        Raises ``CatalogError`` where there is no such version, or no reason that people can read.
+        """
+        reason = " ".join(reason.split())
+        if not reason or len(reason) > MAX_REASON or not reason.isprintable():
+            raise CatalogError(f"a reason has 1 to {MAX_REASON} printable characters")
+        with self.database.session(write=True) as session:
+            dataset = session.scalar(_named(namespace, name).with_for_update())
+            row = session.scalar(
+                _of(select(VersionRow), namespace, name).where(VersionRow.number == number)
+            )
+            if dataset is None or row is None:
+                raise CatalogError(f"there is no version {namespace}/{name}@v{number}")
+            if row.withdrawal is None:
+                row.withdrawal = WithdrawalRow(withdrawn_at=_now(), reason=reason)
+                session.flush()
+                dataset.newest_number = session.scalar(
+                    select(func.max(VersionRow.number))
+                    .outerjoin(VersionRow.withdrawal)
+                    .where(VersionRow.dataset_id == dataset.id, WithdrawalRow.version_id.is_(None))
+                )
+                dataset.head_sequence += 1
+            return _version(row)
 
 
-def _prepare(connection: Any, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # transactions begin where we say, see _begin
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def _begin(connection: Connection) -> None:
-    # A writer takes the lock at once: two publishers queue, in place of one failing at its commit.
-    immediate = connection.get_execution_options().get("immediate", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+def _named(namespace: str, name: str) -> Select[DatasetRow]:
+    return select(DatasetRow).where(DatasetRow.namespace == namespace, DatasetRow.name == name)
 
 
-def _dataset(session: Session, namespace: str, name: str) -> DatasetRow | None:
-    return session.scalar(
-        select(DatasetRow).where(DatasetRow.namespace == namespace, DatasetRow.name == name)
+def _of(query: Select[Any], namespace: str, name: str) -> Select[Any]:
+    """A query of versions, of one dataset's alone."""
+    return query.join(VersionRow.dataset).where(
+        DatasetRow.namespace == namespace, DatasetRow.name == name
+    )
+
+
+def _shown(visible_to: Collection[str] | None) -> ColumnElement[bool]:
+    if visible_to is None:
+        return true()
+    full_name = DatasetRow.namespace + "/" + DatasetRow.name
+    named = full_name.in_(sorted(visible_to)) if visible_to else false()
+    return (DatasetRow.visibility != "private") | named
+
+
+def _claim(session: Session, namespace: str, name: str) -> DatasetRow:
+    """The dataset's row, made where it is missing, and nobody else's until the transaction ends."""
+    postgres = session.get_bind().dialect.name == "postgresql"
+    values = {"namespace": namespace, "name": name, "last_number": 0}
+    into = (postgresql.insert if postgres else sqlite.insert)(DatasetRow).values(values)
+    session.execute(into.on_conflict_do_nothing(index_elements=["namespace", "name"]))
+    return session.scalars(_named(namespace, name).with_for_update()).one()
+
+
+def _dataset(row: DatasetRow) -> Dataset:
+    return Dataset(
+        namespace=row.namespace,
+        name=row.name,
+        visibility=row.visibility,  # type: ignore[arg-type]  # the table's CHECK
+        agreement_version=row.agreement_version,
+        agreement_text=row.agreement_text,
+    )
+
+
+def _withdrawal(row: VersionRow) -> Withdrawal | None:
+    if row.withdrawal is None:
+        return None
+    return Withdrawal(at=row.withdrawal.withdrawn_at, reason=row.withdrawal.reason)
+
+
+def _entry(row: VersionRow) -> VersionEntry:
+    return VersionEntry(
+        number=row.number,
+        digest=row.digest,
+        created_at=row.created_at,
+        withdrawn=_withdrawal(row),
     )
 
 
 def _version(row: VersionRow) -> Version:
     return Version(
-        namespace=row.dataset.namespace,
-        name=row.dataset.name,
+        dataset=_dataset(row.dataset),
         number=row.number,
         digest=row.digest,
         created_at=row.created_at,
         summary=row.summary,
         files=tuple(StoredFile(path=f.path, bytes=f.bytes, sha256=f.sha256) for f in row.files),
+        withdrawn=_withdrawal(row),
     )

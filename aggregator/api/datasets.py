@@ -118,18 +118,30 @@ def refs(request: Request, namespace: Part, name: Part) -> dict[str, Any]:
                 "ref": f"refs/tags/v{version.number}",
                 "targetCommit": version.commit,
             }
-            for version in versions
+            for version in reversed(versions)
         ],
     }
 
 
 def find_version(request: Request, namespace: str, name: str, revision: str) -> Version:
-    """The version asked for, or the 404 that says whether dataset or revision is absent."""
+    """The version asked for, or the 404 that says whether dataset or revision is absent.
+
+    A withdrawn version is a 410: ``{"error", "hint"}``, of which ``error`` ends in the reason, and
+    ``X-Error-Code: RevisionWithdrawn``. ``main`` is one only where every version is withdrawn.
+    """
     catalog = _catalog(request)
     version = catalog.find(namespace, name, revision)
-    if version is not None:
+    if version is not None and version.withdrawn is None:
         return version
-    if not catalog.versions(namespace, name):
+    if version is not None and version.withdrawn is not None:
+        raise ApiError(
+            410,
+            f"{namespace}/{name}@v{version.number} was withdrawn on"
+            f" {version.withdrawn.at[:10]}: {version.withdrawn.reason}",
+            f"GET /api/datasets/{namespace}/{name} lists the other versions",
+            {"X-Error-Code": "RevisionWithdrawn"},
+        )
+    if not catalog.versions(namespace, name, limit=1):
         raise not_found(
             "RepoNotFound", f"no dataset {namespace}/{name}", "GET /api/datasets lists them"
         )
@@ -175,6 +187,6 @@ def _detail(request: Request, version: Version) -> dict[str, Any]:
         ],
         "versions": [
             {"version": one.number, "digest": one.digest, "createdAt": one.created_at}
-            for one in versions
+            for one in reversed(versions)
         ],
     }

@@ -29,7 +29,7 @@ def publish(catalog: Catalog, digit: str, name: str = "ct-demo") -> Version:
 def test_versions_are_counted_by_dataset(catalog: Catalog) -> None:
     assert [publish(catalog, digit).number for digit in "abc"] == [1, 2, 3]
     assert publish(catalog, "a", name="mr-demo").number == 1
-    assert [one.number for one in catalog.versions("fedstill", "ct-demo")] == [1, 2, 3]
+    assert [one.number for one in catalog.versions("fedstill", "ct-demo")] == [3, 2, 1]
     total, newest = catalog.datasets()
     assert total == 2
     assert [(one.name, one.number) for one in newest] == [("ct-demo", 3), ("mr-demo", 1)]
@@ -93,7 +93,7 @@ def test_a_published_version_never_changes(
 
 
 def test_it_is_durable(catalog: Catalog, tmp_path: Path) -> None:
-    with catalog.engine.connect() as connection:
+    with catalog.database.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
@@ -121,5 +121,5 @@ def test_two_publishers_at_once_get_different_numbers(tmp_path: Path) -> None:
     processes = [subprocess.Popen([*command, digits]) for digits in ("01234567", "89abcdef")]
     assert [process.wait() for process in processes] == [0, 0]
     catalog = Catalog(path)
-    assert [one.number for one in catalog.versions("fedstill", "ct-demo")] == list(range(1, 17))
+    assert [one.number for one in catalog.versions("fedstill", "ct-demo")] == list(range(16, 0, -1))
     catalog.close()
