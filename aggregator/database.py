@@ -35,19 +35,24 @@ class Database:
         self.name = str(address) if isinstance(address, Path) else url.render_as_string()
         try:
             self.engine = _engine(url)
-            with self.engine.connect() as connection:
-                present = _step(connection)
-            if present != newest_step():
-                self._upgrade()
         except ModuleNotFoundError:
             raise DatabaseError(
                 f"{self.name}: this needs psycopg: install fedstill[postgresql]"
             ) from None
+        try:
+            with self.engine.connect() as connection:
+                present = _step(connection)
+            if present != newest_step():
+                self._upgrade()
         except DBAPIError as error:
+            self.close()
             reason = str(error.orig).strip().split("\n")[0]
             raise DatabaseError(
                 f"{self.name}: cannot be opened ({reason}): check `database` in aggregator.toml"
             ) from None
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Closes the connections."""
