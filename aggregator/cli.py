@@ -2,17 +2,22 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError, create_home
-from shared.contract import ContractError, read_contract
-from shared.release.errors import ReleaseError
+from aggregator.command_line import (
+    DEFAULT_HOME,
+    EXIT_REFUSED,
+    Home,
+    Json,
+    clear_errors,
+    existing,
+)
+from aggregator.home import AggregatorHome, create_home
+from shared.contract import read_contract
 from shared.threads import yield_cores
 
 app = typer.Typer(
@@ -23,17 +28,6 @@ app = typer.Typer(
 )
 site = typer.Typer(help="The hospitals that take part.", no_args_is_help=True)
 app.add_typer(site, name="site")
-
-Home = Annotated[
-    Path,
-    typer.Option(envvar=HOME_VARIABLE, help="Folder with everything the aggregator keeps."),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
-DEFAULT_HOME = Path("aggregator-home")
-EXIT_FAILED = 1
-EXIT_REFUSED = 4
-"""The gate: what was distilled is worth no more than what needs no hospital. Or a dry run's no."""
-EXIT_INTERRUPTED = 130
 
 
 @app.command()
@@ -62,7 +56,7 @@ def init(
         "api_host": api_host,
         "api_port": api_port,
     }
-    with _clear_errors():
+    with clear_errors():
         made = create_home(home, {name: value for name, value in given.items() if value})
     settings = made.settings
     document = {
@@ -85,12 +79,10 @@ def init(
 @app.command()
 def up(home: Home = DEFAULT_HOME) -> None:
     """Runs the SuperLink and the release API until Ctrl-C, and starts them again if they end."""
-    with _clear_errors():
+    with clear_errors():
         from aggregator.services import run_services
 
-        code = run_services(
-            create_home(_existing(home).root, {}), say=lambda text: typer.echo(text)
-        )
+        code = run_services(create_home(existing(home).root, {}), say=lambda text: typer.echo(text))
     raise typer.Exit(code)
 
 
@@ -101,10 +93,10 @@ def add_site(
     as_json: Json = False,
 ) -> None:
     """Enrols a site and writes the kit it joins with. With the SuperLink up or not; repeatable."""
-    with _clear_errors():
+    with clear_errors():
         from aggregator.enrolment import read_enrolment, record_site, write_kit
 
-        place = _existing(home)
+        place = existing(home)
         read = read_enrolment(enrolment)
         new = record_site(place, read)
         kit = write_kit(place, read)
@@ -127,10 +119,10 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """Refuses a site's keys from now on, for good. Works whether or not the aggregator is up."""
-    with _clear_errors():
+    with clear_errors():
         from aggregator.enrolment import revoke_site
 
-        place = _existing(home)
+        place = existing(home)
         new = revoke_site(place, name)
         applied = _tell_superlink(place)
     if as_json:
@@ -145,10 +137,10 @@ def revoke(
 @site.command("list")
 def list_sites(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Shows the sites: enrolled and revoked ones, and who is online."""
-    with _clear_errors():
+    with clear_errors():
         from aggregator.enrolment import site_states
 
-        states = site_states(_existing(home))
+        states = site_states(existing(home))
     if as_json:
         typer.echo(json.dumps({"sites": [asdict(state) for state in states]}))
         return
@@ -172,10 +164,10 @@ def _tell_superlink(home: AggregatorHome) -> bool:
 
 
 def _dry_run(home: Path, contract: Path, *, sites: list[str], as_json: bool) -> None:
-    with _clear_errors():
+    with clear_errors():
         from aggregator.dry_run import dry_run, told
 
-        verdicts = dry_run(_existing(home), read_contract(contract), sites=sites)
+        verdicts = dry_run(existing(home), read_contract(contract), sites=sites)
     typer.echo(json.dumps({"sites": verdicts}) if as_json else told(verdicts))
     if any(one["verdict"] != "accept" for one in verdicts):
         raise typer.Exit(EXIT_REFUSED)
@@ -222,11 +214,11 @@ def launch(
     if dry:
         _dry_run(home, contract, sites=sites or [], as_json=as_json)
         return
-    with _clear_errors():
+    with clear_errors():
         from aggregator.launch import launch_run
 
         release = launch_run(
-            _existing(home),
+            existing(home),
             read_contract(contract),
             sites=sites or [],
             public=public.resolve() if public else None,
@@ -244,35 +236,6 @@ def launch(
         f"published {release['name']} v{release['version']}\n"
         f"  digest {release['digest']}\n  {release['url']}"
     )
-
-
-def _existing(home: Path) -> AggregatorHome:
-    place = AggregatorHome(home.resolve())
-    _ = place.settings
-    return place
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Errors that a user can act on end as one message and exit code 1, never as a traceback."""
-    try:
-        yield
-    except (HomeError, ContractError) as error:
-        _fail(error)
-    except ReleaseError as error:
-        _fail(error, hint=error.hint, code=EXIT_REFUSED if error.code == "gate" else EXIT_FAILED)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing is lost", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (RuntimeError, ValueError) as error:
-        if type(error).__module__.partition(".")[0] not in ("aggregator", "shared"):
-            raise
-        _fail(error)
-
-
-def _fail(error: Exception, *, hint: str = "", code: int = EXIT_FAILED) -> None:
-    typer.echo(f"error: {error}" + (f"; {hint}" if hint else ""), err=True)
-    raise typer.Exit(code) from None
 
 
 def main() -> Any:

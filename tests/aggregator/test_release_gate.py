@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from aggregator.catalog import Catalog
-from aggregator.cli import EXIT_REFUSED, main
+from aggregator.cli import main
+from aggregator.command_line import EXIT_REFUSED
 from aggregator.home import AggregatorHome, create_home
 from aggregator.launch import publish
 from aggregator.runs import RunError
