@@ -43,6 +43,16 @@ class AggregatorSettings(Frozen):
     require_utility: bool = Field(
         False, description="publish no run whose utility has not been measured"
     )
+    database: str = Field(
+        "",
+        pattern=r"^(postgresql(\+psycopg)?://\S+)?$",
+        description="catalog's database, postgresql://user@host/name; empty: SQLite in the home",
+    )
+    storage: str = Field(
+        "",
+        pattern=r"^(/\S.*|[a-z][a-z0-9]*://\S+)?$",
+        description="where releases' files lie, s3://bucket/prefix or a folder; empty: in the home",
+    )
 
     @property
     def public_address(self) -> str:
@@ -126,6 +136,21 @@ class AggregatorHome:
         """Where this machine reaches the release API."""
         host = self.settings.api_host
         return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.settings.api_port}"
+
+    @property
+    def catalog(self) -> Path | str:
+        """The catalog: a SQLite file, or the URL of a database; may raise ``HomeError``."""
+        return self._publishing.database or self.root / "catalog.sqlite"
+
+    @property
+    def blobs(self) -> Path | str:
+        """The releases' files: a folder, or the URL of a bucket; may raise ``HomeError``."""
+        return self._publishing.storage or self.root / "blobs"
+
+    @property
+    def _publishing(self) -> AggregatorSettings:
+        # Releases can be served from a home that has nothing else: it has the defaults.
+        return self.settings if self.settings_file.exists() else AggregatorSettings()
 
     def run_folder(self, digest: str) -> Path:
         """The folder of the run of a contract digest."""

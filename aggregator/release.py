@@ -213,9 +213,26 @@ def publish(
         license=LICENSE,
         files=dict(files),
     )
-    store = BlobStore(home / "blobs")
+    place = AggregatorHome(home)
+    store = BlobStore(place.blobs)
 
-    def store_files(number: int) -> list[StoredFile]:
+    def stored(contents: Mapping[str, bytes]) -> list[StoredFile]:
+        return [
+            StoredFile(path=path, bytes=len(content), sha256=store.put(content))
+            for path, content in contents.items()
+        ]
+
+    # Before the catalog's lock: a bucket may be slow, and others write to the database too.
+    common = stored(
+        {
+            **files,
+            MANIFEST: manifest,
+            MANIFEST_SIGNATURE: sign(manifest, key),
+            SUMS: sums_bytes(manifest),
+        }
+    )
+
+    def with_number(number: int) -> list[StoredFile]:
         version = version_bytes(
             namespace=NAMESPACE,
             name=contract.name,
@@ -223,20 +240,9 @@ def publish(
             manifest=manifest,
             key=key.public_key(),
         )
-        contents = {
-            **files,
-            MANIFEST: manifest,
-            MANIFEST_SIGNATURE: sign(manifest, key),
-            VERSION: version,
-            VERSION_SIGNATURE: sign(version, key),
-            SUMS: sums_bytes(manifest),
-        }
-        return [
-            StoredFile(path=path, bytes=len(content), sha256=store.put(content))
-            for path, content in contents.items()
-        ]
+        return common + stored({VERSION: version, VERSION_SIGNATURE: sign(version, key)})
 
-    catalog = Catalog(home / "catalog.sqlite")
+    catalog = Catalog(place.catalog)
     try:
         return catalog.publish(
             namespace=NAMESPACE,
@@ -249,7 +255,7 @@ def publish(
                 "contract_digest": contract.digest(),
                 "dp": _guarantee(contract),
             },
-            files=store_files,
+            files=with_number,
         )
     finally:
         catalog.close()

@@ -18,12 +18,14 @@ from starlette.exceptions import HTTPException
 from aggregator.api import datasets, files
 from aggregator.api.errors import ApiError
 from aggregator.catalog import Catalog
+from aggregator.home import AggregatorHome
 from aggregator.store import BlobStore
 
 
 def create_app(home: Path) -> FastAPI:
     """The API over an aggregator's home: its catalog, its blobs and its public key."""
-    catalog = Catalog(home / "catalog.sqlite")
+    place = AggregatorHome(home)
+    catalog = Catalog(place.catalog)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -39,7 +41,7 @@ def create_app(home: Path) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.catalog = catalog
-    app.state.store = BlobStore(home / "blobs")
+    app.state.store = BlobStore(place.blobs)
     app.state.publisher_key = home / "keys" / "release.pub"
     app.include_router(datasets.router)
     app.include_router(files.router)

@@ -4,7 +4,6 @@ The ETag is the SHA-256, so a cache knows content by name; one Range is served, 
 """
 
 import re
-from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Request
@@ -13,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from aggregator.api.datasets import Part, Revision, find_version, strict
 from aggregator.api.errors import ApiError, not_found
-from aggregator.store import CHUNK_BYTES, BlobStore
+from aggregator.store import BlobStore, StoreError
 
 router = APIRouter()
 
@@ -68,13 +67,14 @@ def resolve(
     if request.method == "HEAD":
         return Response(headers=headers, media_type=media_type)
     store: BlobStore = request.app.state.store
-    if not store.has(file.sha256):
-        raise ApiError(500, f"the content of {file.path} is missing", "restore the blobs' folder")
+    try:
+        content = store.read(file.sha256, start=start, end=end)
+    except StoreError:
+        raise ApiError(
+            500, f"the content of {file.path} is missing", "the server's storage is at fault"
+        ) from None
     return StreamingResponse(
-        _read(store, file.sha256, start=start, end=end),
-        status_code=206 if span else 200,
-        headers=headers,
-        media_type=media_type,
+        content, status_code=206 if span else 200, headers=headers, media_type=media_type
     )
 
 
@@ -106,15 +106,3 @@ def single_range(header: str | None, *, size: int) -> tuple[int, int] | None:
 def _names(header: str | None, etag: str) -> bool:
     tags = [] if header is None else [part.strip().removeprefix("W/") for part in header.split(",")]
     return etag in tags or "*" in tags
-
-
-def _read(store: BlobStore, sha256: str, *, start: int, end: int) -> Iterator[bytes]:
-    with store.filesystem.open(str(store.path(sha256)), "rb") as file:
-        file.seek(start)
-        left = end - start
-        while left > 0:
-            chunk = file.read(min(CHUNK_BYTES, left))
-            if not chunk:
-                raise OSError("a blob is shorter than the catalog says")
-            left -= len(chunk)
-            yield chunk

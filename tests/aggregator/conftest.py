@@ -1,4 +1,4 @@
-"""Databases to test on: a SQLite file, and Debian's PostgreSQL in a folder of its own."""
+"""Where releases are kept in tests: SQLite and Debian's PostgreSQL, a folder and an S3 server."""
 
 import os
 import shutil
@@ -77,5 +77,44 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     if request.param == "sqlite":
         return tmp_path / "catalog.sqlite"
     url = request.getfixturevalue("empty_postgresql")
+    assert isinstance(url, str)
+    return url
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server on loopback that ends with the tests."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket; credentials and endpoint are in the environment, as for AWS."""
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket{next(NUMBERS)}"
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}/releases"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """An empty storage of each kind: what ``BlobStore`` takes."""
+    if request.param == "folder":
+        return tmp_path / "blobs"
+    url = request.getfixturevalue("bucket")
     assert isinstance(url, str)
     return url
