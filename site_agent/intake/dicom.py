@@ -13,28 +13,31 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
     LegacyConvertedEnhancedCTImageStorage,
     LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
 )
 
+from site_agent.intake.acquisition import Acquisition, acquisition
+from site_agent.intake.elements import integer, number, numbers, text, texts
 from site_agent.intake.enhanced import FUNCTIONAL_GROUPS, frame_headers
 from site_agent.intake.geometry import Plane, axial_plane
 from site_agent.intake.hounsfield import hounsfield, padded
@@ -63,11 +66,14 @@ _HEADER_TAGS = [
     "BitsStored",
     "BurnedInAnnotation",
     "Columns",
+    "ConvolutionKernel",
     "EchoTime",
+    "Exposure",
     "FrameOfReferenceUID",
     "ImageOrientationPatient",
     "ImagePositionPatient",
     "ImageType",
+    "Manufacturer",
     "Modality",
     "NumberOfFrames",
     "PatientID",
@@ -87,6 +93,7 @@ _HEADER_TAGS = [
     "SeriesDescription",
     "SeriesInstanceUID",
     "SliceThickness",
+    "StudyInstanceUID",
     *FUNCTIONAL_GROUPS,
 ]
 _TAGS = [tag for keyword in _HEADER_TAGS if (tag := tag_for_keyword(keyword)) is not None]
@@ -109,6 +116,7 @@ class DicomSlice:
     place: Placement
     patient_id: str | None
     series: str  # of MR an echo of a series: echoes are contrasts of their own
+    study: str
     instance: str
     frame: str  # of reference: positions of one frame can be compared
     plane: Plane
@@ -121,6 +129,7 @@ class DicomSlice:
     slope: float
     intercept: float
     padding: tuple[int, int] | None
+    acquisition: Acquisition
 
 
 def read_headers(
@@ -131,24 +140,26 @@ def read_headers(
     ``sequence`` is looked for in the series' name, of which nothing is kept. Raises ``Skipped``
     with the reason where the file holds no axial slice of ``modality`` that can be read.
     """
-    with _reading():
-        with opened(path) as file:  # refuses what is no regular file, or far too large
-            modified_ns = os.fstat(file.fileno()).st_mtime_ns
-        syntax, begin = transfer_syntax(path)
-        with dataset_bytes(path, syntax, begin) as (source, length):
-            if syntax == DeflatedExplicitVRLittleEndian:
-                header = read_dataset(
-                    source, False, True, stop_when=_at_pixels, specific_tags=_TAGS
-                )
-            else:
-                header = dcmread(source, stop_before_pixels=True, specific_tags=list(_TAGS))
-            kind = _refuse_unwanted(header, modality)
-            names = [str(header.get(tag) or "") for tag in ("ProtocolName", "SeriesDescription")]
-            if sequence is not None and not any(names_sequence(name, sequence) for name in names):
-                raise Skipped(SkipReason.OTHER_SEQUENCE)
-            place = placement(
-                header, source, length, syntax=syntax, begin=begin, modified_ns=modified_ns
-            )
+    with _reading(), opened(path) as file:
+        modified_ns = os.fstat(file.fileno()).st_mtime_ns
+        syntax, begin = transfer_syntax(file)
+        source, length = dataset_bytes(file, syntax, begin)
+        header = read_dataset(
+            source,
+            syntax == ImplicitVRLittleEndian,
+            syntax != ExplicitVRBigEndian,
+            stop_when=_at_pixels,
+            specific_tags=_TAGS,
+        )
+        kind = _refuse_unwanted(header, modality)
+        if sequence is not None and not any(
+            names_sequence(text(header, keyword), sequence)
+            for keyword in ("ProtocolName", "SeriesDescription")
+        ):
+            raise Skipped(SkipReason.OTHER_SEQUENCE)
+        place = placement(
+            header, source, length, syntax=syntax, begin=begin, modified_ns=modified_ns
+        )
         if kind in SINGLE_FRAME:
             return [_slice(path, header, header, 0, place, modality)], []
         slices, refused = [], []
@@ -224,7 +235,7 @@ def _slice(
     path: Path, header: Dataset, frame: Dataset, number: int, place: Placement, modality: Modality
 ) -> DicomSlice:
     """A slice by the elements of its ``frame``; those of the whole object are ``header``'s."""
-    image_type = [str(part).upper() for part in _sequence(frame.get("ImageType"))]
+    image_type = [part.upper() for part in texts(frame, "ImageType")]
     if "LOCALIZER" in image_type or "SCOUT" in image_type:
         raise Skipped(SkipReason.LOCALISER)
     orientation = _numbers(frame, "ImageOrientationPatient", 6)
@@ -236,7 +247,7 @@ def _slice(
     slope, intercept = _rescale(frame, modality)
     series = _identifier(header, "SeriesInstanceUID")
     if modality == "MR":
-        series = f"{series} {frame.get('EchoTime') or 0}"
+        series = f"{series} {text(frame, 'EchoTime') or 0}"
     if "StackID" in frame:
         series = f"{series} {frame.StackID}"[:MAX_IDENTIFIER]
     return DicomSlice(
@@ -245,6 +256,7 @@ def _slice(
         place=place,
         patient_id=_patient_id(header),
         series=series,
+        study=_identifier(header, "StudyInstanceUID"),
         instance=_identifier(header, "SOPInstanceUID"),
         frame=_identifier(header, "FrameOfReferenceUID"),
         plane=plane,
@@ -257,66 +269,59 @@ def _slice(
         slope=slope,
         intercept=intercept,
         padding=_padding(header),
+        acquisition=acquisition(header, frame),
     )
 
 
 def _refuse_unwanted(header: Dataset, modality: Modality) -> str:
     """Refuses what the header says of the whole object; gives its SOP class."""
-    kind = str(header.get("SOPClassUID", ""))
+    kind = text(header, "SOPClassUID")
     if kind == _SECONDARY_CAPTURE or kind.startswith(_SECONDARY_CAPTURE + "."):
         raise Skipped(SkipReason.SECONDARY_CAPTURE)
     if kind not in SINGLE_FRAME | ENHANCED:
         raise Skipped(SkipReason.UNSUPPORTED_CLASS)
-    if str(header.get("Modality", "")).upper() != modality:
+    if text(header, "Modality").upper() != modality:
         raise Skipped(SkipReason.NOT_CT if modality == "CT" else SkipReason.NOT_MR)
-    if kind in SINGLE_FRAME and int(header.get("NumberOfFrames") or 1) != 1:
+    if kind in SINGLE_FRAME and (number(header, "NumberOfFrames") or 1) != 1:
         raise Skipped(SkipReason.MULTI_FRAME)
-    photometric = str(header.get("PhotometricInterpretation", ""))
+    photometric = text(header, "PhotometricInterpretation")
     greyscale = photometric in ("MONOCHROME1", "MONOCHROME2")
-    if int(header.get("SamplesPerPixel") or 1) != 1 or not greyscale:
+    if (integer(header, "SamplesPerPixel") or 1) != 1 or not greyscale:
         raise Skipped(SkipReason.NOT_GREYSCALE)
-    if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
+    if text(header, "BurnedInAnnotation").upper() == "YES":
         raise Skipped(SkipReason.BURNED_IN)
     return kind
 
 
 def _rescale(frame: Dataset, modality: Modality) -> tuple[float, float]:
-    slope, intercept = frame.get("RescaleSlope"), frame.get("RescaleIntercept")
+    slope, intercept = number(frame, "RescaleSlope"), number(frame, "RescaleIntercept")
     if modality == "MR":
         # Optional in an MR image, and in no unit.
-        slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
+        slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
         usable = math.isfinite(slope) and math.isfinite(intercept) and slope > 0
         return (slope, intercept) if usable else (1.0, 0.0)
     # Absent means HU in a CT image (C.8.2.1); scanners spell it in their own ways.
-    kind = str(frame.get("RescaleType") or "HU").strip().upper()
+    kind = (text(frame, "RescaleType") or "HU").upper()
     if not kind.startswith(("HU", "HOUN")):
         raise Skipped(SkipReason.NOT_HOUNSFIELD)
     if slope is None or intercept is None:
         raise Skipped(SkipReason.NOT_HOUNSFIELD)
-    if not (math.isfinite(float(slope)) and math.isfinite(float(intercept)) and float(slope) > 0):
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
         raise Skipped(SkipReason.NOT_HOUNSFIELD)
-    return float(slope), float(intercept)
+    return slope, intercept
 
 
 def _padding(header: Dataset) -> tuple[int, int] | None:
-    value = header.get("PixelPaddingValue")
-    if value is None or value == b"":
+    value = integer(header, "PixelPaddingValue")
+    if value is None:
         return None
-    limit = header.get("PixelPaddingRangeLimit")
-    first = _integer(value)
-    return first, first if limit is None or limit == b"" else _integer(limit)
-
-
-def _integer(value: Any) -> int:
-    # An ambiguous "US or SS" element of an implicit file may come as its two bytes.
-    return int.from_bytes(value[:2], "little") if isinstance(value, bytes) else int(value)
+    limit = integer(header, "PixelPaddingRangeLimit")
+    return value, value if limit is None else limit
 
 
 def _thickness_mm(frame: Dataset) -> float | None:
-    value = frame.get("SliceThickness")
-    if value is None or not math.isfinite(float(value)) or float(value) <= 0:
-        return None
-    return float(value)
+    value = number(frame, "SliceThickness")
+    return value if value is not None and math.isfinite(value) and value > 0 else None
 
 
 def _patient_id(header: Dataset) -> str | None:
@@ -325,23 +330,17 @@ def _patient_id(header: Dataset) -> str | None:
 
 
 def _identifier(header: Dataset, keyword: str) -> str:
-    value = str(header.get(keyword) or "")
+    value = text(header, keyword)
     if len(value) > MAX_IDENTIFIER // 2:
         raise Skipped(SkipReason.UNREADABLE)
     return value
 
 
 def _numbers(frame: Dataset, keyword: str, count: int) -> list[float]:
-    values = [float(value) for value in _sequence(frame.get(keyword))]
+    values = numbers(frame, keyword)
     if len(values) != count or not all(math.isfinite(value) for value in values):
         raise Skipped(SkipReason.NO_GEOMETRY)
     return values
-
-
-def _sequence(value: Any) -> Sequence[Any]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str | bytes | int | float) else list(value)
 
 
 def is_dicom(path: Path) -> bool:

@@ -57,26 +57,31 @@ def axial_plane(orientation: Sequence[float]) -> Plane:
     """
     if len(orientation) != 6 or not all(math.isfinite(value) for value in orientation):
         raise Skipped(SkipReason.NO_GEOMETRY)
-    row = np.asarray(orientation[:3], np.float64)
-    column = np.asarray(orientation[3:], np.float64)
-    lengths = np.linalg.norm(row), np.linalg.norm(column)
-    if max(abs(length - 1) for length in lengths) > 0.05 or abs(row @ column) > 0.05:
+    row, column = orientation[:3], orientation[3:]
+    lengths = math.hypot(*row), math.hypot(*column)
+    if (
+        max(abs(length - 1) for length in lengths) > 0.05
+        or abs(sum(a * b for a, b in zip(row, column, strict=True))) > 0.05
+    ):
         raise Skipped(SkipReason.NO_GEOMETRY)
-    normal = np.cross(row, column)
-    normal /= np.linalg.norm(normal)
-    if normal[2] < 0:
-        normal = -normal
+    normal = _towards_the_head(row, column)
     if normal[2] < math.cos(math.radians(MAX_TILT_DEGREES)):
         raise Skipped(SkipReason.NOT_AXIAL)
-    transpose = bool(abs(row[0]) < abs(row[1]))
+    transpose = abs(row[0]) < abs(row[1])
     if transpose:
         row, column = column, row
     return Plane(
-        normal=(float(normal[0]), float(normal[1]), float(normal[2])),
-        transpose=transpose,
-        flip_rows=bool(column[1] < 0),
-        flip_columns=bool(row[0] < 0),
+        normal=normal, transpose=transpose, flip_rows=column[1] < 0, flip_columns=row[0] < 0
     )
+
+
+def _towards_the_head(row: Sequence[float], column: Sequence[float]) -> tuple[float, float, float]:
+    """The unit vector along the cross product, or against it."""
+    x = row[1] * column[2] - row[2] * column[1]
+    y = row[2] * column[0] - row[0] * column[2]
+    z = row[0] * column[1] - row[1] * column[0]
+    length = math.copysign(math.hypot(x, y, z), z)
+    return x / length, y / length, z / length
 
 
 def evenly_spaced(count: int, *, at_most: int) -> list[int]:

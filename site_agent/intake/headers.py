@@ -6,7 +6,6 @@ goes on where it stopped, and the next one reads new and changed files only. Ide
 before anything is kept: neither the memory nor the process that writes it on holds one in clear.
 """
 
-import hashlib
 import hmac
 import json
 import os
@@ -25,7 +24,7 @@ from site_agent.intake.reasons import LIMITS, SkipReason
 from site_agent.intake.strictness import as_fields
 
 HEADERS_FILE = "headers.sqlite"
-FORMAT = 1
+FORMAT = 2
 """Raise it where headers are read differently: what is remembered is then read again."""
 
 _COMMIT_EVERY = 256
@@ -44,9 +43,9 @@ class ImageFile:
     modified_ns: int
 
     @property
-    def relative(self) -> Path:
+    def relative(self) -> str:
         """Its path below the folder that is read."""
-        return self.path.relative_to(self.root)
+        return str(self.path)[len(str(self.root)) :].lstrip("/")
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,7 @@ class FileHeader:
 
 def pseudonym(key: bytes, text: str) -> str:
     """An HMAC of an identifier under the site's key, 32 hexadecimal digits."""
-    digest = hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256)
-    return digest.hexdigest()[:32]
+    return hmac.digest(key, text.encode("utf-8", "surrogateescape"), "sha256").hex()[:32]
 
 
 def file_header(answer: Answer, file: ImageFile, *, key: bytes) -> FileHeader:
@@ -84,6 +82,7 @@ def file_header(answer: Answer, file: ImageFile, *, key: bytes) -> FileHeader:
                 one,
                 patient_id=None,
                 series=pseudonym(key, f"series:{one.series}"),
+                study=one.study and pseudonym(key, f"study:{one.study}"),
                 instance=one.instance and pseudonym(key, f"instance:{one.instance}"),
                 frame=one.frame and pseudonym(key, f"frame:{one.frame}"),
             )
@@ -101,6 +100,8 @@ class HeaderMemory:
         self._unsaved = 0
         self._met: set[bytes] = set()
         self._rows = None if folder is None else _opened(folder / HEADERS_FILE)
+        names = () if self._rows is None else self._rows.execute("SELECT name FROM files")
+        self._known = {bytes(name) for (name,) in names}
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +118,8 @@ class HeaderMemory:
             return None
         name = self._name(file)
         self._met.add(name)
+        if name not in self._known:
+            return None
         row = self._rows.execute("SELECT header FROM files WHERE name = ?", (name,)).fetchone()
         try:
             if row is None:
@@ -141,6 +144,7 @@ class HeaderMemory:
                 fields["slices"] = [as_fields(one) for one in header.slices]
         name = self._name(file)
         self._met.add(name)
+        self._known.add(name)
         row = name, json.dumps(fields), header.code in LIMITS
         self._rows.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", row)
         self._unsaved += 1
@@ -152,8 +156,7 @@ class HeaderMemory:
         """An index is through: forgets files that are gone, and failures that may not last."""
         if self._rows is None:
             return
-        known = {bytes(name) for (name,) in self._rows.execute("SELECT name FROM files")}
-        gone = [(name,) for name in known - self._met]
+        gone = [(name,) for name in self._known - self._met]
         self._rows.executemany("DELETE FROM files WHERE name = ?", gone)
         self._rows.execute("DELETE FROM files WHERE passing")
         self._rows.commit()
@@ -161,7 +164,7 @@ class HeaderMemory:
     def _name(self, file: ImageFile) -> bytes:
         state = f"{FORMAT}\0{self._asked}\0{file.relative}\0{file.size}\0{file.modified_ns}"
         message = state.encode("utf-8", "surrogateescape")
-        return hmac.new(self._key, message, hashlib.sha256).digest()[:16]
+        return hmac.digest(self._key, message, "sha256")[:16]
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -170,6 +173,9 @@ def _opened(path: Path) -> sqlite3.Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         rows = sqlite3.connect(path)
         try:
+            # It only saves time: what a power cut takes of it is read again.
+            rows.execute("PRAGMA journal_mode = WAL")
+            rows.execute("PRAGMA synchronous = NORMAL")
             rows.execute(
                 "CREATE TABLE IF NOT EXISTS files "
                 "(name BLOB PRIMARY KEY, header TEXT NOT NULL, passing INTEGER NOT NULL)"
@@ -182,7 +188,8 @@ def _opened(path: Path) -> sqlite3.Connection:
             rows.close()
             if attempt == 2:
                 raise
-            path.unlink()  # it only saves time
+            for part in ("", "-wal", "-shm"):
+                path.with_name(path.name + part).unlink(missing_ok=True)  # it only saves time
             continue
         break
     return rows
@@ -204,7 +211,7 @@ def _folder_patient(file: ImageFile) -> str:
 
     A volume that lies in the root itself is a patient of its own; a DICOM file there is not.
     """
-    parts = file.relative.parts
+    parts = file.relative.split("/")
     if len(parts) > 1:
         return f"folder:{parts[0]}"
     return f"file:{file.path.name}" if file.path.name.lower().endswith(SUFFIXES) else "folder:"

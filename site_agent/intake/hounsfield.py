@@ -28,9 +28,14 @@ def hounsfield(
     with whatever sign; padding, and anything below the noise of air, becomes air (-1000).
     """
     if stored.dtype.itemsize == 2 and stored.dtype.kind in "iu":
+        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         # Each of the 65,536 stored values once, by the same formula, then looked up.
-        table, certain = _table(stored.dtype.kind, slope, intercept, bits_allocated, padding)
-        hu = table[stored.astype(stored.dtype.newbyteorder("="), copy=False).view(np.uint16)]
+        table, certain, line = _table(stored.dtype.kind, slope, intercept, bits_allocated, padding)
+        if line is not None and stored.min() >= line[0] and stored.max() <= line[1]:
+            # The part of the table that only adds: four times as fast as looking up.
+            hu = stored.view(np.int16) + np.int16(line[2])
+        else:
+            hu = table[stored.view(np.uint16)]
     else:
         hu, certain = _converted(stored, slope, intercept, bits_allocated, padding)
     if padding is not None and not certain:
@@ -41,9 +46,25 @@ def hounsfield(
 @lru_cache(maxsize=16)
 def _table(
     kind: str, slope: float, intercept: float, bits_allocated: int, padding: tuple[int, int] | None
-) -> tuple[NDArray[np.int16], bool]:
+) -> tuple[NDArray[np.int16], bool, tuple[int, int, int] | None]:
+    """By stored value (as unsigned), whether padding is certain, and where it is only an addition.
+
+    That is the least and greatest stored value of a run about the middle of the tissues, and what
+    is added; None where a rescale is no whole number or has a slope.
+    """
     every = np.arange(2**16, dtype=np.uint16).view(f"{kind}2")
-    return _converted(every, slope, intercept, bits_allocated, padding)
+    table, certain = _converted(every, slope, intercept, bits_allocated, padding)
+    if slope != 1 or intercept != round(intercept) or abs(intercept) > _INT16_MAX:
+        return table, certain, None
+    order = np.argsort(every)  # an ascending order of signed values, too
+    values, added = every[order].astype(np.int64), int(intercept)
+    broken = np.flatnonzero(table[order] != values + added)
+    water = int(np.searchsorted(values, -added))  # the stored value of 0 HU
+    place = int(np.searchsorted(broken, water))
+    first = 0 if place == 0 else int(broken[place - 1]) + 1
+    last = (int(broken[place]) if place < len(broken) else 2**16) - 1
+    line = (int(values[first]), int(values[last]), added) if first <= water <= last else None
+    return table, certain, line
 
 
 def _converted(

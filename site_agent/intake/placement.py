@@ -13,17 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
+from site_agent.intake.elements import integer, number, text
 from site_agent.intake.reasons import Skipped, SkipReason
 from site_agent.intake.strictness import STRICT
-from site_agent.intake.syntaxes import dataset_bytes
+from site_agent.intake.syntaxes import dataset_bytes, opened
 
 MAX_EDGE_PX = 4096
 MIN_EDGE_PX = 16
 MAX_FRAMES = 8192
 
 _UNDEFINED = 0xFFFFFFFF
+_LITTLE_ENDIAN = frozenset(
+    {ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
+)
 _LONG_FORMS = (b"OB", b"OW", b"UN", b"OF", b"OD", b"OL", b"OV")
 _MAX_FRAGMENTS = 1 << 17
 
@@ -55,10 +64,10 @@ def placement(
 
     Raises ``Skipped`` (too-large, unreadable, truncated, undecodable).
     """
-    rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
-    frames = int(header.get("NumberOfFrames") or 1)
-    bits = int(header.get("BitsAllocated") or 0)
-    stored_bits = int(header.get("BitsStored") or bits)
+    rows, columns = integer(header, "Rows") or 0, integer(header, "Columns") or 0
+    frames = int(number(header, "NumberOfFrames") or 1)
+    bits = integer(header, "BitsAllocated") or 0
+    stored_bits = integer(header, "BitsStored") or bits
     if max(rows, columns) > MAX_EDGE_PX or frames > MAX_FRAMES:
         raise Skipped(SkipReason.TOO_LARGE)
     if min(rows, columns) < MIN_EDGE_PX or bits not in (8, 16, 32) or frames < 1:
@@ -84,8 +93,8 @@ def placement(
         columns=columns,
         bits_allocated=bits,
         bits_stored=stored_bits,
-        signed=bool(int(header.get("PixelRepresentation") or 0)),
-        photometric=str(header.get("PhotometricInterpretation")),
+        signed=bool(integer(header, "PixelRepresentation") or 0),
+        photometric=text(header, "PhotometricInterpretation"),
         modified_ns=modified_ns,
     )
 
@@ -95,10 +104,13 @@ def stored_values(path: Path, place: Placement, frame: int) -> NDArray[np.generi
 
     Raises ``Skipped`` (undecodable, changed) and what ``dataset_bytes`` does.
     """
-    with dataset_bytes(path, place.syntax, place.begin) as (file, _):
-        if path.stat().st_mtime_ns != place.modified_ns:
+    with opened(path) as opened_file:
+        if os.fstat(opened_file.fileno()).st_mtime_ns != place.modified_ns:
             raise Skipped(SkipReason.CHANGED)
+        file, _ = dataset_bytes(opened_file, place.syntax, place.begin)
         file.seek(place.offset, os.SEEK_SET)
+        if place.bits_allocated == 16 and place.syntax in _LITTLE_ENDIAN:
+            return _shorts(file, place, frame)
         try:
             stored: NDArray[np.generic]
             stored, _ = get_decoder(UID(place.syntax)).as_array(
@@ -121,6 +133,22 @@ def stored_values(path: Path, place: Placement, frame: int) -> NDArray[np.generi
             raise Skipped(SkipReason.UNDECODABLE) from None
     if stored.shape != (place.rows, place.columns):
         raise Skipped(SkipReason.UNDECODABLE)
+    return stored
+
+
+def _shorts(file: BinaryIO, place: Placement, frame: int) -> NDArray[np.generic]:
+    """Native 16-bit values, which most CT and MR images are: as pydicom reads them, sooner.
+
+    Bits above BitsStored may hold anything (part 5, 8.1.1): they are shifted out.
+    """
+    stored = np.empty((place.rows, place.columns), "<i2" if place.signed else "<u2")
+    file.seek(frame * stored.nbytes, os.SEEK_CUR)
+    if file.readinto(stored.data.cast("B")) != stored.nbytes:  # type: ignore[attr-defined]
+        raise Skipped(SkipReason.UNDECODABLE)
+    unused = 16 - place.bits_stored
+    if unused:
+        np.left_shift(stored, unused, out=stored)
+        np.right_shift(stored, unused, out=stored)
     return stored
 
 

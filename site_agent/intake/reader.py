@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from site_agent.frames import FrameError, recv_frame, send_frame
 from site_agent.intake import dicom, nifti
+from site_agent.intake.acquisition import Acquisition
 from site_agent.intake.geometry import Plane
 from site_agent.intake.placement import Placement
 from site_agent.intake.reasons import Skipped, SkipReason
@@ -91,9 +92,10 @@ def _pixels(job: dict[str, Any]) -> NDArray[np.generic]:
     else:
         fields["place"] = Placement(**fields["place"])
         fields["plane"] = Plane(**fields["plane"])
+        fields["acquisition"] = Acquisition(**fields["acquisition"])
         one = dicom.DicomSlice(**fields)
         if job["modality"] == "CT":
-            return dicom.read_pixels(one)[None]
+            return dicom.read_pixels(one)[None]  # whole numbers: always finite
         signal_ = dicom.read_signal(one)[None, ::step, ::step]
     if not np.isfinite(signal_).all():
         raise Skipped(SkipReason.UNREADABLE)

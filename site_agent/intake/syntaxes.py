@@ -7,16 +7,14 @@ otherwise become a gigabyte before anything can be checked.
 import os
 import stat
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -33,6 +31,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from site_agent.intake.elements import text
 from site_agent.intake.reasons import Skipped, SkipReason
 
 MAX_FILE_BYTES = 2 * 2**30
@@ -56,8 +55,9 @@ ALLOWED = frozenset(
     }
 )
 
-_META_BEGINS = 132  # after the preamble and "DICM"
+_PREAMBLE_BYTES, _PREFIX = 128, b"DICM"
 _GROUP_LENGTH_BYTES = 12
+_META_TAGS: list[BaseTag | int] = [0x00020000, 0x00020002, 0x00020010]
 
 
 def opened(path: Path) -> BinaryIO:
@@ -73,40 +73,38 @@ def opened(path: Path) -> BinaryIO:
     return file
 
 
-def transfer_syntax(path: Path) -> tuple[UID, int]:
-    """A DICOM file's syntax, and where its dataset begins where the file says so (else 0).
+def transfer_syntax(file: BinaryIO) -> tuple[UID, int]:
+    """An open DICOM file's syntax, and where its dataset begins: there ``file`` stands then.
 
     Raises ``Skipped`` (not-an-image, unsupported-syntax).
     """
-    try:
-        meta = read_file_meta_info(path)
-    except InvalidDicomError:
-        raise Skipped(SkipReason.NOT_AN_IMAGE) from None
-    if meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+    file.seek(_PREAMBLE_BYTES)
+    if file.read(len(_PREFIX)) != _PREFIX:
         raise Skipped(SkipReason.NOT_AN_IMAGE)
-    syntax = UID(str(meta.get("TransferSyntaxUID", "")))
+    meta = read_dataset(file, False, True, stop_when=_after_meta, specific_tags=_META_TAGS)
+    if text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise Skipped(SkipReason.NOT_AN_IMAGE)
+    syntax = UID(text(meta, "TransferSyntaxUID"))
     if syntax not in ALLOWED or not _is_decodable(syntax):
         raise Skipped(SkipReason.UNSUPPORTED_SYNTAX)
+    if syntax != DeflatedExplicitVRLittleEndian:
+        return syntax, file.tell()
     length = meta.get("FileMetaInformationGroupLength")
-    begin = 0 if length is None else _META_BEGINS + _GROUP_LENGTH_BYTES + int(length)
-    return syntax, begin
+    if length is None:  # what follows is not DICOM yet: nothing else says where it begins
+        raise Skipped(SkipReason.UNREADABLE)
+    return syntax, _PREAMBLE_BYTES + len(_PREFIX) + _GROUP_LENGTH_BYTES + int(length)
 
 
-@contextmanager
-def dataset_bytes(path: Path, syntax: str, begin: int) -> Iterator[tuple[BinaryIO, int]]:
-    """The file, or what a deflated one's dataset inflates to, and its length in bytes.
+def dataset_bytes(file: BinaryIO, syntax: str, begin: int) -> tuple[BinaryIO, int]:
+    """The open file at its dataset, or what a deflated one's inflates to; its length in bytes.
 
     Raises ``Skipped`` (too-large, truncated, unreadable).
     """
-    with opened(path) as file:
-        if syntax != DeflatedExplicitVRLittleEndian:
-            yield file, os.fstat(file.fileno()).st_size
-            return
-        if not begin:
-            raise Skipped(SkipReason.UNREADABLE)
-        file.seek(begin)
-        inflated = _inflated(file.read(MAX_INFLATED_BYTES))
-    yield BytesIO(inflated), len(inflated)
+    file.seek(begin)
+    if syntax != DeflatedExplicitVRLittleEndian:
+        return file, os.fstat(file.fileno()).st_size
+    inflated = _inflated(file.read(MAX_INFLATED_BYTES))
+    return BytesIO(inflated), len(inflated)
 
 
 def _inflated(deflated: bytes) -> bytes:
@@ -119,6 +117,10 @@ def _inflated(deflated: bytes) -> bytes:
         return inflated
     full = len(inflated) >= MAX_INFLATED_BYTES
     raise Skipped(SkipReason.TOO_LARGE if full else SkipReason.TRUNCATED)
+
+
+def _after_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return bool(tag >> 16 != 2)
 
 
 @cache
