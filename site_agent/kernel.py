@@ -1,11 +1,10 @@
 """A degradation from real pairs: two reconstruction kernels of the same acquisitions.
 
 Slices are paired by where they lie in the patient, never by a name or a number: the same frame of
-reference and orientation, and the image's corners at the same places within 0.1 mm. What comes
-out are two curves over spatial frequency and the number of pairs behind them.
+reference and orientation, and the image's corners at the same places (``intake.pairing``).
+What comes out are two curves over spatial frequency and the number of pairs behind them.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,18 +17,14 @@ from shared.tasks.settings import CtKernel
 from site_agent.intake import IntakeError, dicom, image_files
 from site_agent.intake.dicom import DicomSlice
 from site_agent.intake.geometry import evenly_spaced
+from site_agent.intake.pairing import CRITERIA, Pair, agreement, same_places
 from site_agent.intake.reasons import IntakeReport, Skipped
 from site_agent.intake.windowing import windowed
 
-TOLERANCE_MM = 0.1
-"""Farthest two slices, or two corners, may lie apart and be the same."""
 MAX_PAIRS = 256
 """Pairs a fit is made of; of more, evenly spaced ones."""
 
 _LOW_HU, _HIGH_HU = -1024.0, 3071.0  # a scanner's range: the noise in air is not to be cut off
-_TOLERANCE_COSINE = 1e-3
-
-Pair = tuple[DicomSlice, DicomSlice]  # sharp, soft
 
 
 class KernelFitError(ValueError):
@@ -91,44 +86,19 @@ def _slices(folder: Path) -> list[DicomSlice]:
 
 def _pairs(sharp: Sequence[DicomSlice], soft: Sequence[DicomSlice]) -> list[Pair]:
     """One slice of each where both lie; places with several of a kind are left out."""
-    matches = [(a, [b for b in soft if _agreement(a, b) == len(_CRITERIA)]) for a in sharp]
-    claims = Counter(id(b) for _, found in matches for b in found)
-    pairs = [(a, found[0]) for a, found in matches if len(found) == 1 and claims[id(found[0])] == 1]
+    pairs, ambiguous = same_places(sharp, soft)
     if pairs:
         return pairs
-    if claims:
+    if ambiguous:
         raise KernelFitError(
             "every position holds several slices of one kind: "
             "give folders that hold one series of each acquisition"
         )
-    lacking = _CRITERIA[max(_agreement(a, b) for a in sharp for b in soft)]
+    lacking = CRITERIA[max(agreement(a, b) for a in sharp for b in soft)]
     raise KernelFitError(
         f"none of {len(sharp)} sharp slices lies where one of {len(soft)} soft ones does: there is "
         f"no pair of {lacking}; give two reconstructions of the same acquisition and field of view"
     )
-
-
-_CRITERIA = (
-    "one frame of reference",
-    "one orientation",
-    f"one position along the body within {TOLERANCE_MM} mm",
-    f"one matrix, and corners within {TOLERANCE_MM} mm",
-)
-
-
-def _agreement(a: DicomSlice, b: DicomSlice) -> int:
-    """How many of the criteria two slices meet, one after the other: all, where they are a pair."""
-    corners = np.subtract(a.corner_mm, b.corner_mm)
-    extents = np.multiply(a.spacing_mm, a.shape) - np.multiply(b.spacing_mm, b.shape)
-    met = (
-        bool(a.frame) and a.frame == b.frame,
-        float(np.abs(np.subtract(a.orientation, b.orientation)).max()) <= _TOLERANCE_COSINE,
-        abs(a.position_mm - b.position_mm) <= TOLERANCE_MM,
-        a.shape == b.shape
-        and float(np.linalg.norm(corners)) <= TOLERANCE_MM
-        and float(np.abs(extents).max()) <= TOLERANCE_MM,
-    )
-    return met.index(False) if False in met else len(met)
 
 
 def _hounsfield(pairs: Sequence[Pair], size_px: int) -> NDArray[np.float32]:

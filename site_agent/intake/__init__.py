@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from shared.tasks.settings import Modality
 from site_agent.intake.geometry import evenly_spaced
 from site_agent.intake.headers import FileHeader, HeaderMemory, ImageFile, file_header
+from site_agent.intake.inventory import inventory_of
 from site_agent.intake.pool import Job, ReaderError, ReaderPool
 from site_agent.intake.reasons import IntakeReport, SkipReason
 from site_agent.intake.selection import patients_slices
@@ -71,6 +72,7 @@ def read_folder(
                     files, remembered, pool, report, pseudonym_key, modality, sequence
                 )
                 remembered.complete()
+            report.inventory = inventory_of(candidates)
             patients = len(candidates)
             read = patients_slices(
                 candidates,
@@ -79,11 +81,14 @@ def read_folder(
                 report=report,
                 pool=pool,
             )
-            for done, (pseudonym, slices) in enumerate(read, start=1):
-                if slices:
+            for done, patient in enumerate(read, start=1):
+                if patient.slices:
                     report.patients += 1
-                    report.slices += len(slices)
-                    yield PatientSlices(pseudonym=pseudonym, slices=slices)
+                    report.slices += len(patient.slices)
+                    for kind in {pair.kind for pair in patient.pairs}:
+                        report.paired_patients[kind] += 1
+                    report.pairs.update(pair.kind for pair in patient.pairs)
+                    yield patient
                 report.progress("pixels", done, patients)
     except ReaderError as error:
         raise IntakeError(str(error)) from None

@@ -4,6 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from site_agent.intake.inventory import Inventory
 
 
 class SkipReason(StrEnum):
@@ -73,6 +77,9 @@ class IntakeReport:
     remembered: int = 0  # files that an earlier, interrupted or complete, index had read
     skipped: Counter[SkipReason] = field(default_factory=Counter)
     findings: Counter[Finding] = field(default_factory=Counter)
+    pairs: Counter[str] = field(default_factory=Counter)  # real ones, by kind
+    paired_patients: Counter[str] = field(default_factory=Counter)  # who have some, by kind
+    inventory: "Inventory | None" = None  # what the usable images are like
 
     def skip(self, reason: SkipReason) -> None:
         """Counts a file that was not taken in."""
@@ -93,8 +100,18 @@ class IntakeReport:
         )
         return (
             f"{self.patients} patients, {self.slices} slices from {self.files} files; "
-            f"skipped: {reasons or 'none'}" + (f"; series with {findings}" if findings else "")
+            f"skipped: {reasons or 'none'}"
+            + (f"; series with {findings}" if findings else "")
+            + (f"; {self.paired()}" if self.pairs else "")
         )
+
+    def paired(self) -> str:
+        """How many patients have real pairs, by kind."""
+        kinds = ", ".join(
+            f"{self.paired_patients[kind]} patients have {count} of {kind}"
+            for kind, count in sorted(self.pairs.items())
+        )
+        return f"real pairs: {kinds or 'none'}"
 
     def as_json(self) -> dict[str, object]:
         """The counts, for machines."""
@@ -106,4 +123,6 @@ class IntakeReport:
             "remembered": self.remembered,
             "skipped": {reason.value: count for reason, count in sorted(self.skipped.items())},
             "findings": {kind.value: count for kind, count in sorted(self.findings.items())},
+            "pairs": dict(sorted(self.pairs.items())),
+            "paired_patients": dict(sorted(self.paired_patients.items())),
         }

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.tasks.settings import Modality
+from site_agent.intake.dicom import DicomSlice
 from site_agent.intake.geometry import THIN_MM, evenly_spaced
 from site_agent.intake.mr import Scale, sampling_step, scale_of
 from site_agent.intake.nifti import NiftiVolume
+from site_agent.intake.pairing import Pair, couples, kind_of, worse_side
 from site_agent.intake.pool import Answer, ReaderPool
 from site_agent.intake.reasons import IntakeReport, Skipped, SkipReason
 from site_agent.intake.series import Candidate, Source, told_apart
-from site_agent.intake.slices import Slice
+from site_agent.intake.slices import PatientSlices, Slice, SlicePair
 from site_agent.intake.strictness import as_fields
 
 _BATCH = 4
@@ -66,11 +68,11 @@ def patients_slices(
     at_most: int,
     report: IntakeReport,
     pool: ReaderPool,
-) -> Iterator[tuple[str, list[Slice]]]:
+) -> Iterator[PatientSlices]:
     """Each patient's slices, sorted by pseudonym: at most ``at_most``, evenly spaced.
 
     Those of at most 5 mm where there are any. What cannot be read is counted in ``report`` and left
-    out.
+    out. Of CT, the real pairs among them too, as many at most.
     """
     eligible = {name: _eligible(candidates[name], report) for name in sorted(candidates)}
     if modality == "MR":
@@ -78,16 +80,25 @@ def patients_slices(
             shown, scales = _measured(items, report, pool)
             requests = _requests(_chosen(shown, at_most, report), modality, scales=scales)
             answers = pool.answers((one.job() for one in requests), batch=_BATCH)
-            yield name, _slices(requests, answers, report)
+            yield PatientSlices(name, _slices(requests, answers, report))
         return
     plans = [
-        (name, _requests(_chosen(items, at_most, report), modality))
+        (name, _requests(_chosen(items, at_most, report), modality), _couples(items, at_most))
         for name, items in eligible.items()
     ]
     # One stream for all patients, so that no reader waits for a patient's end.
-    answers = pool.answers((one.job() for _, plan in plans for one in plan), batch=_BATCH)
-    for name, plan in plans:
-        yield name, _slices(plan, answers, report)
+    answers = pool.answers(
+        (
+            one.job()
+            for _, plan, coupled in plans
+            for one in (*plan, *(side for couple in coupled for side in _sides(couple)))
+        ),
+        batch=_BATCH,
+    )
+    for name, plan, coupled in plans:
+        slices = _slices(plan, answers, report)
+        pairs = [pair for couple in coupled for pair in _slice_pairs(couple, answers)]
+        yield PatientSlices(name, slices, pairs)
 
 
 def _eligible(candidates: list[Candidate], report: IntakeReport) -> list[Candidate]:
@@ -120,6 +131,47 @@ def _slices(
             continue
         slices += [Slice(plane, source.spacing_mm, source.thickness_mm) for plane in planes]
     return slices
+
+
+def _couples(eligible: list[Candidate], at_most: int) -> list[list[Pair]]:
+    """A patient's couples of series, together of at most ``at_most`` pairs."""
+    found = couples([item.source for item in eligible if isinstance(item.source, DicomSlice)])
+    numbered = [(number, pair) for number, couple in enumerate(found) for pair in couple]
+    kept = [numbered[place] for place in evenly_spaced(len(numbered), at_most=at_most)]
+    return [[pair for number, pair in kept if number == couple] for couple in range(len(found))]
+
+
+def _sides(couple: list[Pair]) -> Iterator[_Request]:
+    """What is read of a couple: one side of a pair after the other."""
+    for pair in couple:
+        for one in pair:
+            order = (one.series, one.position_mm, one.instance)
+            yield _Request(one, (Candidate(one, one.number, one.thickness_mm, order),), "CT")
+
+
+def _slice_pairs(couple: list[Pair], answers: Iterator[Answer]) -> list[SlicePair]:
+    """A couple's pairs whose sides can both be read, once it is known which is which.
+
+    What cannot be read is counted where it is read for itself.
+    """
+    sides: list[Slice | None] = []
+    for request, answer in zip(_sides(couple), answers, strict=False):
+        try:
+            (plane,) = request.planes(answer)
+        except Skipped:
+            sides.append(None)
+            continue
+        sides.append(Slice(plane, request.source.spacing_mm, request.source.thickness_mm))
+    read = [
+        (a, b)
+        for a, b in zip(sides[::2], sides[1::2], strict=True)
+        if a is not None and b is not None
+    ]
+    worse = worse_side([(a.pixels, b.pixels) for a, b in read])
+    if worse is None:
+        return []
+    kind = kind_of(couple[0][0].acquisition, couple[0][1].acquisition)
+    return [SlicePair(kind, lq=pair[worse], hq=pair[1 - worse]) for pair in read]
 
 
 def _measured(

@@ -1,9 +1,11 @@
 """What intake gives: slices in stored units, by patient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from site_agent.intake.pairing import PairKind
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,18 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class SlicePair:
+    """Two images of one place and one grid: ``lq`` has more power at fine detail than ``hq``."""
+
+    kind: PairKind
+    lq: Slice
+    hq: Slice
+
+
+@dataclass(frozen=True)
 class PatientSlices:
     """The slices kept of one patient, from the feet up, series by series."""
 
     pseudonym: str
     slices: list[Slice]
+    pairs: list[SlicePair] = field(default_factory=list)
