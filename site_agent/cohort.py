@@ -33,6 +33,7 @@ from site_agent.intake.geometry import evenly_spaced
 from site_agent.intake.pairing import PairKind
 from site_agent.intake.slices import PatientSlices, Slice
 from site_agent.intake.windowing import windowed
+from site_agent.uncached import UncachedFile
 
 INDEX_FILE = "index.json"
 MAX_SLICES_PER_PATIENT = 8
@@ -269,22 +270,20 @@ def _write_slices(
 ) -> CohortIndex:
     columns, paired_columns = _empty(_COLUMNS), _empty(("kind", *_COLUMNS))
     pseudonyms: list[str] = []
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     # Pairs are few: they wait in a file of their own until all slices are written.
-    with os.fdopen(descriptor, "wb") as file, TemporaryFile(dir=part.parent) as behind:
+    with UncachedFile(part) as file, TemporaryFile(dir=part.parent) as behind:
         for patient in patients:
             for item in patient.slices:
                 file.write(_bytes_of(item))
                 _describe(columns, item, len(pseudonyms))
             for pair in patient.pairs:
-                behind.write(_bytes_of(pair.lq) + _bytes_of(pair.hq))
+                behind.write(_bytes_of(pair.lq))
+                behind.write(_bytes_of(pair.hq))
                 paired_columns["kind"].append(pair.kind)
                 _describe(paired_columns, pair.hq, len(pseudonyms))
             pseudonyms.append(patient.pseudonym)
         behind.seek(0)
         copyfileobj(behind, file)
-        file.flush()
-        os.fsync(file.fileno())
     if not pseudonyms:
         raise CohortError(f"no axial {modality} image could be used: no cohort was written")
     pairs = paired_columns if paired_columns["kind"] else None
@@ -306,8 +305,8 @@ def _describe(columns: dict[str, list[Any]], item: Slice, patient: int) -> None:
         columns[name].append(value)
 
 
-def _bytes_of(item: Slice) -> bytes:
-    return np.ascontiguousarray(item.pixels, "<i2").tobytes()
+def _bytes_of(item: Slice) -> memoryview:
+    return np.ascontiguousarray(item.pixels, "<i2").data.cast("B")
 
 
 @contextmanager

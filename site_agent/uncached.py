@@ -1,0 +1,79 @@
+"""Writing a large file past the page cache.
+
+A cohort is written once and read later, if at all. Through the page cache its writing would cost
+more processor time than reading the images does, and push out of memory what others need.
+"""
+
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_ROOM_BYTES = 4 * 2**20
+_BLOCK_BYTES = 4096  # what addresses, offsets and lengths are multiples of
+
+
+class UncachedFile:
+    """A new file (mode 0600) that is written from its beginning to its end, then synced.
+
+    Where the file system does not write past the cache (Linux's O_DIRECT), through it. Raises
+    ``OSError``, ``FileExistsError`` among them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o600)
+        try:
+            direct = os.open(path, os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
+        except OSError:  # memory and some network file systems have no such thing
+            pass
+        else:
+            os.close(self._descriptor)
+            self._descriptor = direct
+        self._room = mmap.mmap(-1, _ROOM_BYTES)  # begins on a page, as O_DIRECT asks
+        self._view = memoryview(self._room)
+        self._filled = 0
+        self._bytes = 0
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Appends bytes, and says how many."""
+        content = memoryview(content).cast("B")
+        taken = len(content)
+        self._bytes += taken
+        while len(content):
+            some = min(len(content), _ROOM_BYTES - self._filled)
+            self._view[self._filled : self._filled + some] = content[:some]
+            self._filled += some
+            content = content[some:]
+            if self._filled == _ROOM_BYTES:
+                self._flush()
+        return taken
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                os.ftruncate(self._descriptor, self._bytes)
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+            self._view.release()
+            self._room.close()
+
+    def _flush(self) -> None:
+        """Writes what is there, with zeros up to a whole block: they are cut off at the end."""
+        whole = -(-self._filled // _BLOCK_BYTES) * _BLOCK_BYTES
+        self._view[self._filled : whole] = bytes(whole - self._filled)
+        left = self._view[:whole]
+        while len(left):
+            left = left[os.write(self._descriptor, left) :]
+        self._filled = 0
