@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aggregator import key_command
 from aggregator.command_line import (
     DEFAULT_HOME,
     EXIT_REFUSED,
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 site = typer.Typer(help="The hospitals that take part.", no_args_is_help=True)
 app.add_typer(site, name="site")
+app.add_typer(key_command.app, name="key")
 
 
 @app.command()

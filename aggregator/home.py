@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from aggregator.certificates import ensure_certificates
+from aggregator.publisher_keys import PublisherKeys
 from shared.durable import write_durably
 from shared.frozen import Frozen, explain
 from shared.release.keys import write_key_pair
@@ -42,6 +43,9 @@ class AggregatorSettings(Frozen):
     api_port: int = Field(8080, ge=1, le=65535, description="port of the release API")
     require_utility: bool = Field(
         False, description="publish no run whose utility has not been measured"
+    )
+    head_days: int = Field(
+        14, ge=1, le=365, description="days after which researchers refuse an old signed head"
     )
     database: str = Field(
         "",
@@ -140,16 +144,16 @@ class AggregatorHome:
     @property
     def catalog(self) -> Path | str:
         """The catalog: a SQLite file, or the URL of a database; may raise ``HomeError``."""
-        return self._publishing.database or self.root / "catalog.sqlite"
+        return self.publishing.database or self.root / "catalog.sqlite"
 
     @property
     def blobs(self) -> Path | str:
         """The releases' files: a folder, or the URL of a bucket; may raise ``HomeError``."""
-        return self._publishing.storage or self.root / "blobs"
+        return self.publishing.storage or self.root / "blobs"
 
     @property
-    def _publishing(self) -> AggregatorSettings:
-        # Releases can be served from a home that has nothing else: it has the defaults.
+    def publishing(self) -> AggregatorSettings:
+        """The settings, or the defaults: releases are served from a home that has nothing else."""
         return self.settings if self.settings_file.exists() else AggregatorSettings()
 
     def run_folder(self, digest: str) -> Path:
@@ -195,8 +199,11 @@ def create_home(root: Path, changes: dict[str, str | int]) -> AggregatorHome:
         if settings.model_dump() != present:
             write_durably(home.settings_file, _toml(settings).encode())
         ensure_certificates(home.tls, names=[settings.public_name])
-        if not home.release_key.exists():
+        keys = PublisherKeys(home.release_key.parent)
+        # Where there are lists already, the release key is kept elsewhere: no new one is made.
+        if not home.release_key.exists() and not keys.chain_file.exists():
             write_key_pair(home.release_key, home.release_key.with_suffix(".pub"))
+        keys.ensure()
     except OSError as error:
         raise HomeError(f"{error.filename}: {error.strerror}") from None
     return home

@@ -27,6 +27,7 @@ from aggregator.catalog import Catalog, StoredFile, Version
 from aggregator.contact_sheet import contact_sheet
 from aggregator.home import AggregatorHome
 from aggregator.privacy_report import Attacks, privacy_facts, privacy_page
+from aggregator.publisher_keys import PublisherKeys
 from aggregator.store import BlobStore
 from aggregator.utility import pairs_digest, refuse_unworthy
 from aggregator.worth import Utility
@@ -35,7 +36,6 @@ from shared.frozen import canonical_json, explain
 from shared.release.client import NAMESPACE
 from shared.release.errors import LocalError
 from shared.release.facts import task_labels, window_unit
-from shared.release.keys import read_private_key
 from shared.release.manifest import (
     MANIFEST,
     MANIFEST_SIGNATURE,
@@ -87,7 +87,7 @@ def publish_run(
     read.
     """
     place = AggregatorHome(home)
-    key = read_private_key(place.release_key)
+    key = PublisherKeys(place.release_key.parent).signer()
     lq, hq = read_pairs(pairs, contract=contract)
     decided = refuse_unworthy(
         utility,

@@ -114,9 +114,21 @@ def test_every_choice_of_a_contract_is_documented() -> None:
         ),
         (
             "aggregator",
-            ["init", "up", "site add", "site revoke", "site list", "launch", "simulate", "attack"],
+            [
+                "init",
+                "up",
+                "site add",
+                "site revoke",
+                "site list",
+                "launch",
+                "key list",
+                "key rotate",
+                "key revoke",
+                "simulate",
+                "attack",
+            ],
         ),
-        ("distilled", ["get", "verify", "info", "train"]),
+        ("distilled", ["get", "verify", "info", "accept", "train"]),
     ],
 )
 def test_every_command_is_documented(program: str, commands: list[str]) -> None:

@@ -15,10 +15,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from aggregator.api import datasets, files
+from aggregator.api import datasets, files, publisher
 from aggregator.api.errors import ApiError
 from aggregator.catalog import Catalog
+from aggregator.heads import Heads
 from aggregator.home import AggregatorHome
+from aggregator.publisher_keys import PublisherKeys
 from aggregator.store import BlobStore
 
 
@@ -42,9 +44,14 @@ def create_app(home: Path) -> FastAPI:
     )
     app.state.catalog = catalog
     app.state.store = BlobStore(place.blobs)
-    app.state.publisher_key = home / "keys" / "release.pub"
+    app.state.publisher_key = place.release_key.with_suffix(".pub")
+    keys = PublisherKeys(place.release_key.parent)
+    keys.ensure()
+    app.state.publisher_keys = keys
+    app.state.heads = Heads(keys, days=place.publishing.head_days)
     app.include_router(datasets.router)
     app.include_router(files.router)
+    app.include_router(publisher.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -1,4 +1,4 @@
-"""What is published: datasets, their versions and the publisher's key, as JSON.
+"""What is published: datasets and their versions, as JSON.
 
 Shapes follow the Hugging Face hub where it has one, with our own fields beside.
 """
@@ -10,8 +10,6 @@ from fastapi import Path as PathParameter
 
 from aggregator.api.errors import ApiError, not_found
 from aggregator.catalog import Catalog, Version
-from shared.release.errors import LocalError
-from shared.release.keys import encode_key, key_id, read_public_key
 
 router = APIRouter()
 
@@ -38,18 +36,6 @@ def healthz(request: Request) -> dict[str, str]:
     """Whether the catalog can be read."""
     _catalog(request).datasets(limit=1)
     return {"status": "ok"}
-
-
-@router.get("/api/publisher", dependencies=strict)
-def publisher(request: Request) -> dict[str, str]:
-    """The key releases are signed with."""
-    try:
-        key = read_public_key(request.app.state.publisher_key)
-    except LocalError:
-        raise ApiError(
-            503, "this server has no release key", "run `aggregator init` there"
-        ) from None
-    return {"algorithm": "Ed25519", "key": encode_key(key), "key_id": key_id(key)}
 
 
 @router.get("/api/datasets", dependencies=strict)

@@ -2,19 +2,18 @@
 
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
 from shared.architectures import FAMILIES, read_network
 from shared.durable import write_durably
-from shared.release import client, publishers
+from shared.release import agreements, client, publishers
 from shared.release.errors import KINDS, LocalError, ReleaseError, UntrustedKeyError
 from shared.release.keys import key_id, read_public_key
 from shared.release.manifest import (
@@ -58,7 +57,16 @@ KeyFile = Annotated[
     ),
 ]
 Address = Annotated[
-    str, typer.Option("--from", metavar="URL", help="Address of the server that publishes.")
+    str | None, typer.Option("--from", metavar="URL", help="Address of the server that publishes.")
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="FEDSTILL_TOKEN",
+        show_default=False,
+        help="Your access token, for datasets that are not public. The variable is safer: other "
+        "users of this machine can see a command line.",
+    ),
 ]
 
 
@@ -66,26 +74,47 @@ Address = Annotated[
 def get(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME[@VERSION]", help="Dataset; VERSION as v3, or a digest."),
+        typer.Argument(
+            metavar="NAME[@VERSION]|URL",
+            help="Dataset; VERSION as v3, or a digest. Or the address of its page.",
+        ),
     ],
-    url: Address,
+    url: Address = None,
     to: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to put it; NAME-vN by default.")
     ] = None,
     key_file: KeyFile = None,
+    token: Token = None,
     as_json: Json = False,
 ) -> None:
     """Downloads a release and verifies it; the folder is complete and genuine, or absent.
 
-    The publisher's key is pinned when a server is first used; later releases must be signed by it.
+    What came before an interruption is kept in the cache, and the next `get` goes on from there.
+    The publisher's keys are pinned when a server is first used; later ones must follow from them.
     Give --key with a key you had from the publisher to trust that one instead.
     """
     with _reporting(as_json):
-        reference = _usage(client.parse_reference, name, "NAME")
-        _usage(publishers.origin, url, "--from")
+        server, reference = _target(name, url)
         key = read_public_key(key_file) if key_file else None
         with progress("downloading", unit="bytes", quiet=as_json) as advance:
-            fetched = client.get(reference, url=url, to=to, key=key, on_progress=advance)
+            fetched = client.get(
+                reference,
+                url=server,
+                to=to,
+                key=key,
+                token=_checked(token),
+                on_progress=advance,
+                say=_aside,
+            )
+        if fetched.newly_pinned:
+            _aside(
+                f"key {key_id(fetched.key)} of {publishers.origin(server)} is trusted from now on"
+            )
+            _aside(f"  and pinned in {publishers.known_publishers_file()}")
+            if key is None:
+                _aside("  (first use: compare it with the key the publisher tells you)")
+        if fetched.rotated:
+            _aside(f"{publishers.origin(server)} has new keys; they follow from those pinned")
         report = {
             **_about(fetched.verified),
             "folder": str(fetched.folder),
@@ -96,11 +125,6 @@ def get(
         if as_json:
             _print_json(report)
             return
-        if fetched.newly_pinned:
-            _say(f"key {key_id(fetched.key)} of {publishers.origin(url)} is trusted from now on")
-            _say(f"  and pinned in {publishers.known_publishers_file()}")
-            if key is None:
-                _say("  (first use: compare it with the key the publisher tells you)")
         what = "was already there" if fetched.already_there else "downloaded"
         _say(f"{fetched.folder}: {_title(fetched.verified)}, {what}, verified")
 
@@ -109,7 +133,7 @@ def get(
 def verify(folder: Folder, key_file: KeyFile = None, as_json: Json = False) -> None:
     """Checks signatures and every file of a release; ends with a distinct code for each fault."""
     with _reporting(as_json):
-        verified = verify_folder(folder, keys=_trusted(key_file))
+        verified = _verified(folder, key_file)
         report = {**_about(verified), "folder": str(folder), "key": verified.version.key}
         if as_json:
             _print_json({**report, "verified": True})
@@ -121,25 +145,29 @@ def verify(folder: Folder, key_file: KeyFile = None, as_json: Json = False) -> N
 def info(
     target: Annotated[
         str | None,
-        typer.Argument(metavar="[DIR|NAME[@VERSION]]", help="A folder; or a name with --from."),
+        typer.Argument(
+            metavar="[DIR|NAME[@VERSION]|URL]",
+            help="A folder; a name with --from; or the address of a dataset's page.",
+        ),
     ] = None,
     url: Annotated[
         str | None, typer.Option("--from", metavar="URL", help="Ask this server instead.")
     ] = None,
+    token: Token = None,
     as_json: Json = False,
 ) -> None:
     """Shows what a release says of itself, without verifying it; with --from alone, the list."""
     with _reporting(as_json):
-        if url is None:
-            if target is None:
+        if target is None:
+            if url is None:
                 raise typer.BadParameter("give the folder of a release, or --from URL")
+            _usage(publishers.origin, url, "--from")
+            document = client.catalogue(url, token=_checked(token))
+        elif url is None and "://" not in target:
             document = _folder_info(Path(target))
         else:
-            _usage(publishers.origin, url, "--from")
-            if target is None:
-                document = client.catalogue(url)
-            else:
-                document = client.describe(_usage(client.parse_reference, target, "NAME"), url=url)
+            server, reference = _target(target, url)
+            document = client.describe(reference, url=server, token=_checked(token))
         if as_json:
             _print_json(document)
         elif isinstance(document.get("datasets"), list):
@@ -148,6 +176,37 @@ def info(
         else:
             for name, value in document.items():
                 _say(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+@app.command()
+def accept(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|URL", help="Dataset, or the address of its page.")
+    ],
+    url: Address = None,
+    token: Token = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Accept without being asked, having read it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows the data-use agreement of a dataset and accepts it for the owner of your token."""
+    with _reporting(as_json):
+        server, reference = _target(name, url)
+        given = _checked(token)
+        agreement = agreements.read(reference, url=server, token=given)
+        _aside(agreement.text)
+        if not yes and not typer.confirm(
+            f"accept version {agreement.version} of this agreement?", err=True
+        ):
+            _aside("not accepted")
+            raise typer.Exit(1)
+        agreements.accept(reference, agreement.version, url=server, token=given)
+        dataset = f"{reference.namespace}/{reference.name}"
+        if as_json:
+            _print_json({"name": dataset, "agreement": agreement.version, "accepted": True})
+            return
+        _say(f"{dataset}: agreement {agreement.version} accepted")
 
 
 @app.command()
@@ -193,7 +252,7 @@ def train(
             _refuse_output_inside(folder, output)
         if save is not None and save.exists() and not save.is_dir():
             raise LocalError(str(save), "is a file", "--save takes the folder to write into")
-        verified = verify_folder(folder, keys=_trusted(key_file))
+        verified = _verified(folder, key_file)
         yield_cores()
         from shared.release import train as training  # needs torch, which `get` does not
 
@@ -255,7 +314,7 @@ def _reporting(as_json: bool) -> Iterator[None]:
                 _say(f"  {error.hint}", err=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        _say("interrupted, nothing was left behind", err=True)
+        _say("interrupted; nothing incomplete was left at the destination", err=True)
         raise typer.Exit(130) from None
 
 
@@ -266,9 +325,35 @@ def _usage(read: Callable[[str], T], text: str, parameter: str) -> T:
         raise typer.BadParameter(f"{text!r}: {error}", param_hint=parameter) from None
 
 
-def _trusted(key_file: Path | None) -> Sequence[Ed25519PublicKey]:
+def _target(text: str, url: str | None) -> tuple[str, client.Reference]:
+    """The server and what to get there, from a page's address or a name with ``--from``."""
+    if "://" in text:
+        if url is not None:
+            raise typer.BadParameter(
+                "leave it out where a page's address is given", param_hint="--from"
+            )
+        return _usage(client.parse_address, text, "URL")
+    reference = _usage(client.parse_reference, text, "NAME")
+    if url is None:
+        raise typer.BadParameter("give the server's address", param_hint="--from")
+    _usage(publishers.origin, url, "--from")
+    return url, reference
+
+
+def _checked(token: str | None) -> str | None:
+    """The token, if it can be one; what is wrong is said without it."""
+    if not token:
+        return None
+    if not token.isascii() or not token.isprintable() or " " in token or len(token) > 512:
+        raise typer.BadParameter("is no token: paste it without spaces", param_hint="--token")
+    return token
+
+
+def _verified(folder: Path, key_file: Path | None) -> Verified:
+    """The release in ``folder``, verified by the key given, or by those pinned."""
+    revoked = publishers.revoked_keys()
     if key_file is not None:
-        return [read_public_key(key_file)]
+        return verify_folder(folder, keys=[read_public_key(key_file)], revoked=revoked)
     keys = publishers.pinned_keys()
     if not keys:
         raise UntrustedKeyError(
@@ -276,7 +361,7 @@ def _trusted(key_file: Path | None) -> Sequence[Ed25519PublicKey]:
             "no publisher's key is known yet",
             "pass it with --key FILE, or fetch a release with `distilled get` first",
         )
-    return keys
+    return verify_folder(folder, keys=keys, revoked=revoked)
 
 
 def _about(verified: Verified) -> dict[str, Any]:
@@ -345,3 +430,8 @@ def _print_json(document: dict[str, Any]) -> None:
 
 def _say(text: str, *, err: bool = False) -> None:
     typer.echo(text, err=err)
+
+
+def _aside(text: str) -> None:
+    """To standard error: what a person should see whatever the output is used for."""
+    _say(text, err=True)

@@ -1,48 +1,62 @@
 """Fetches releases over HTTP and lets nothing through that it has not verified.
 
-A release is downloaded into a hidden folder beside its destination, verified there as a whole, and
-renamed: the destination is absent or complete. A broken connection is resumed with a Range request
-within the run.
+1. The chain of key lists, which must follow from what is trusted (`key_list`).
+2. The dataset's head, fresh and no older than the last one seen (`head`): which version is newest.
+3. The signed documents of the version, and that the server lists no file beside theirs.
+4. The files, several at once, into the user's cache (`downloads`), where a later run goes on.
+5. All of it verified there as a whole, then moved: the destination is absent or complete.
 """
 
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from shared.durable import sync_folder
+from shared.release.cache import cache_folder
+from shared.release.delivery import deliver, is_there
+from shared.release.downloads import Progress
 from shared.release.errors import (
-    LocalError,
+    ExtraFileError,
+    MissingFileError,
     NetworkError,
-    ReleaseError,
+    NotFoundError,
+    RollbackError,
     SwappedVersionError,
-    UntrustedKeyError,
+    UnsignedError,
+    WithdrawnError,
 )
+from shared.release.head import HEAD, Head, read_head
+from shared.release.key_list import KEYS, KeyList, follow, read_chain
 from shared.release.keys import decode_key, encode_key
 from shared.release.manifest import (
     DOCUMENTS,
     MANIFEST,
     MANIFEST_SIGNATURE,
+    SUMS,
     VERSION,
     VERSION_SIGNATURE,
     Verified,
     verify_documents,
-    verify_folder,
 )
-from shared.release.publishers import check_history, pinned_key, remember
-from shared.release.transfer import fetch_json, fetch_small, open_client, transfer
+from shared.release.publishers import (
+    Publisher,
+    check_head,
+    check_history,
+    known_publisher,
+    origin,
+    remember,
+)
+from shared.release.transfer import Session, fetch_json, fetch_small, open_session
 
 NAMESPACE = "fedstill"
+REQUIRED = (MANIFEST, MANIFEST_SIGNATURE, VERSION, VERSION_SIGNATURE, SUMS)
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes had and the bytes expected in all."""
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -67,9 +81,20 @@ class Fetched:
     verified: Verified
     key: Ed25519PublicKey
     newly_pinned: bool
-    """The server had no pinned key, or another one, and has this one now."""
+    """The server had no pinned key, or another publisher's, and has this one now."""
+    rotated: bool
+    """The publisher's key list has grown since it was last seen, and follows from it."""
     already_there: bool
     """The folder was there, complete and genuine: nothing was downloaded."""
+
+
+@dataclass(frozen=True)
+class _Trust:
+    """What a server is held to, once its key lists are shown to follow from what is known."""
+
+    key_list: KeyList
+    before: Publisher | None
+    """What was known of the same publisher; None where he is new."""
 
 
 def parse_reference(text: str) -> Reference:
@@ -94,74 +119,100 @@ def parse_reference(text: str) -> Reference:
     return Reference(namespace=namespace, name=name, revision=revision)
 
 
+def parse_address(text: str) -> tuple[str, Reference]:
+    """Reads the address of a dataset's page, ``https://HOST/datasets/NAMESPACE/NAME[/vN]``.
+
+    The server's own address, and what to get there. Raises ``ValueError`` on anything else.
+    """
+    parts = urlsplit(text)
+    prefix, found, rest = parts.path.partition("/datasets/")
+    names = rest.strip("/").split("/")
+    if not found or parts.query or parts.fragment or len(names) not in (2, 3):
+        raise ValueError("the address of a page is https://HOST/datasets/NAMESPACE/NAME[/vN]")
+    reference = parse_reference("/".join(names[:2]) + "".join(f"@{one}" for one in names[2:]))
+    return origin(text) + prefix, reference
+
+
 def get(
     reference: Reference,
     *,
     url: str,
     to: Path | None = None,
     key: Ed25519PublicKey | None = None,
+    token: str | None = None,
     on_progress: Progress | None = None,
+    say: Say = lambda _: None,
 ) -> Fetched:
     """Downloads a release, verifies it, and puts it at ``to`` (default ``./NAME-vN``).
 
-    ``key`` is the publisher's where the caller knows it; else the key pinned to the server, else
-    the one the server names, which is then pinned. Raises the ``ReleaseError`` that fits and leaves
-    nothing behind.
+    ``key`` is the publisher's where the caller knows it; else the key list pinned to the server,
+    else the one the server shows, which is then pinned. Raises the ``ReleaseError`` that fits and
+    leaves nothing at the destination.
     """
-    pinned = pinned_key(url)
-    trusted = key or pinned
-    with open_client() as client:
-        if trusted is None:
-            trusted = offered_key(client, url=url)
-        documents, revision, verified = _documents(client, reference, url=url, key=trusted)
+    with open_session(url, token=token, say=say) as session:
+        trust = _trust(session, url=url, key=key)
+        head = _head(session, reference, url=url, trust=trust)
+        documents, revision, verified = _documents(
+            session, reference, url=url, trust=trust, head=head
+        )
         version = verified.version
-        check_history(url, trusted, version, newest=reference.newest)
+        check_history(trust.before, version, newest=reference.newest, withdrawn=set(head.withdrawn))
         folder = to or Path(f"{version.name}-v{version.number}")
-        already_there = _is_there(folder, verified, trusted)
+        already_there = is_there(folder, verified, trust.key_list)
         if not already_there:
-            _download(
-                client,
-                reference,
-                url=url,
-                revision=revision,
+            deliver(
+                session,
+                address=lambda path: _file_url(reference, url=url, revision=revision, path=path),
                 folder=folder,
                 documents=documents,
                 verified=verified,
-                key=trusted,
+                key_list=trust.key_list,
                 on_progress=on_progress,
             )
-    remember(url, trusted, version)
+    remember(url, before=trust.before, key_list=trust.key_list, head=head, version=version)
+    known = trust.before.key_list if trust.before else None
     return Fetched(
         folder=folder,
         verified=verified,
-        key=trusted,
-        newly_pinned=pinned is None or encode_key(pinned) != encode_key(trusted),
+        key=trust.key_list.release,
+        newly_pinned=trust.before is None,
+        rotated=known is not None and known.sequence < trust.key_list.sequence,
         already_there=already_there,
     )
 
 
-def offered_key(client: httpx.Client, *, url: str) -> Ed25519PublicKey:
-    """The key a server says it signs with."""
-    document = fetch_json(client, f"{url.rstrip('/')}/api/publisher")
-    try:
-        return decode_key(document["key"])
-    except (KeyError, TypeError, ValueError):
-        raise UntrustedKeyError(
-            "api/publisher", "names no Ed25519 key", "pass the publisher's key with --key FILE"
-        ) from None
+def cached(address: str, *, key: Ed25519PublicKey | None = None, token: str | None = None) -> Path:
+    """The folder of the release at a page's address, downloaded and verified where need be.
+
+    Raises ``ValueError`` on an address that is none, else the ``ReleaseError`` that fits.
+    """
+    url, reference = parse_address(address)
+    place = re.sub("[^a-z0-9.-]", "_", origin(url).lower())
+    folder = cache_folder() / "releases" / place / reference.namespace
+    if reference.newest:
+        with open_session(url, token=token) as session:
+            trust = _trust(session, url=url, key=key)
+            number = _head(session, reference, url=url, trust=trust).number
+        reference = Reference(reference.namespace, reference.name, f"v{number}")
+    to = folder / f"{reference.name}-{reference.revision}"
+    return get(reference, url=url, to=to, key=key, token=token).folder
 
 
-def catalogue(url: str) -> dict[str, Any]:
+def catalogue(url: str, *, token: str | None = None) -> dict[str, Any]:
     """The datasets a server lists; unverified."""
-    with open_client() as client:
-        return _object(fetch_json(client, f"{url.rstrip('/')}/api/datasets"))
+    with open_session(url, token=token) as session:
+        return _object(fetch_json(session, f"{url.rstrip('/')}/api/datasets"))
 
 
-def describe(reference: Reference, *, url: str) -> dict[str, Any]:
+def describe(reference: Reference, *, url: str, token: str | None = None) -> dict[str, Any]:
     """What a server says of a dataset's version; unverified."""
-    path = f"{url.rstrip('/')}/api/datasets/{reference.namespace}/{reference.name}"
-    with open_client() as client:
-        return _object(fetch_json(client, f"{path}/revision/{reference.revision}"))
+    with open_session(url, token=token) as session:
+        address = f"{_api(reference, url=url)}/revision/{reference.revision}"
+        return _object(fetch_json(session, address))
+
+
+def _api(reference: Reference, *, url: str) -> str:
+    return f"{url.rstrip('/')}/api/datasets/{reference.namespace}/{reference.name}"
 
 
 def _object(document: Any) -> dict[str, Any]:
@@ -170,29 +221,87 @@ def _object(document: Any) -> dict[str, Any]:
     return document
 
 
+def _trust(session: Session, *, url: str, key: Ed25519PublicKey | None) -> _Trust:
+    """The key list to hold the server to; ``key``, given by hand, outweighs what is pinned."""
+    content, _ = fetch_small(session, f"{url.rstrip('/')}/api/publisher/keys", name=KEYS)
+    chain = read_chain(content)
+    known = known_publisher(url)
+    seen = known.key_list if known else None
+    if key is None:
+        pinned = decode_key(known.key) if known else None
+        return _Trust(follow(chain, key=pinned, seen=seen), before=known)
+    newest = follow(chain, key=key, seen=None)
+    same = known is not None and (
+        encode_key(key) == known.key
+        if seen is None
+        else seen.sequence <= len(chain) and chain[seen.sequence - 1].digest() == seen.digest()
+    )
+    return _Trust(newest, before=known if same else None)
+
+
+def _head(session: Session, reference: Reference, *, url: str, trust: _Trust) -> Head:
+    content, _ = fetch_small(session, f"{_api(reference, url=url)}/head", name=HEAD)
+    head = read_head(
+        content,
+        namespace=reference.namespace,
+        name=reference.name,
+        key=trust.key_list.head,
+        now=datetime.now(UTC),
+    )
+    check_head(trust.before, head)
+    if reference.newest and head.number == 0:
+        raise WithdrawnError(
+            reference.name, "every version was withdrawn", "see `distilled info --from URL`"
+        )
+    return head
+
+
 def _documents(
-    client: httpx.Client, reference: Reference, *, url: str, key: Ed25519PublicKey
+    session: Session, reference: Reference, *, url: str, trust: _Trust, head: Head
 ) -> tuple[dict[str, bytes], str, Verified]:
     """The verified documents, and the revision under which to fetch the rest."""
-    address = _file_url(reference, url=url, revision=reference.revision, path=MANIFEST)
-    manifest, headers = fetch_small(client, address, name=MANIFEST)
-    # From here on by commit, so that a version published meanwhile cannot mix with this one.
+    # The newest is asked for by the number its head names: a version published meanwhile is none.
+    asked = f"v{head.number}" if reference.newest else reference.revision
+    address = _file_url(reference, url=url, revision=asked, path=MANIFEST)
+    manifest, headers = fetch_small(session, address, name=MANIFEST)
+    # From here on by commit, so that no two versions can mix.
     commit = headers.get("X-Repo-Commit", "")
-    revision = commit if re.fullmatch("[0-9a-f]{40}", commit) else reference.revision
+    revision = commit if re.fullmatch("[0-9a-f]{40}", commit) else asked
+    listed = _listed(session, reference, url=url, revision=revision)
     documents = {MANIFEST: manifest}
     for name in DOCUMENTS:
-        if name != MANIFEST:
-            address = _file_url(reference, url=url, revision=revision, path=name)
-            documents[name], _ = fetch_small(client, address, name=name)
+        if name == MANIFEST or (name not in REQUIRED and name not in listed):
+            continue
+        address = _file_url(reference, url=url, revision=revision, path=name)
+        try:
+            documents[name], _ = fetch_small(session, address, name=name)
+        except NotFoundError:
+            fault = UnsignedError if name.endswith(".sig") else MissingFileError
+            raise fault(name, "is missing on the server", "tell the publisher") from None
     verified = verify_documents(
         manifest=documents[MANIFEST],
         manifest_signature=documents[MANIFEST_SIGNATURE],
         version=documents[VERSION],
         version_signature=documents[VERSION_SIGNATURE],
-        keys=[key],
+        keys=trust.key_list.trusted,
+        revoked=trust.key_list.revoked,
     )
-    _check_asked_for(reference, verified)
+    _check_asked_for(reference, verified, head=head)
+    signed = {file.path for file in verified.manifest.files}
+    for name in sorted(listed - signed - set(DOCUMENTS)):
+        raise ExtraFileError(
+            name, "is offered with this release and is not part of it", "tell the publisher"
+        )
     return documents, revision, verified
+
+
+def _listed(session: Session, reference: Reference, *, url: str, revision: str) -> set[str]:
+    """The names of the files that the server says the version has."""
+    address = f"{_api(reference, url=url)}/tree/{revision}"
+    try:
+        return {str(entry["path"])[:200] for entry in fetch_json(session, address)}
+    except (TypeError, KeyError):
+        raise NetworkError(address, "the answer is no list of files") from None
 
 
 def _file_url(reference: Reference, *, url: str, revision: str, path: str) -> str:
@@ -200,8 +309,9 @@ def _file_url(reference: Reference, *, url: str, revision: str, path: str) -> st
     return f"{url.rstrip('/')}/datasets/{dataset}/resolve/{revision}/{path}"
 
 
-def _check_asked_for(reference: Reference, verified: Verified) -> None:
+def _check_asked_for(reference: Reference, verified: Verified, *, head: Head) -> None:
     version = verified.version
+    given = f"{version.namespace}/{version.name}@v{version.number}"
     asked = f"{reference.namespace}/{reference.name}@{reference.revision}"
     same_version = (
         reference.newest
@@ -211,74 +321,21 @@ def _check_asked_for(reference: Reference, verified: Verified) -> None:
     if (version.namespace, version.name) != (reference.namespace, reference.name) or (
         not same_version
     ):
-        given = f"{version.namespace}/{version.name}@v{version.number}"
         raise SwappedVersionError(
             VERSION, f"the server sent {given} in place of {asked}", "tell the publisher"
         )
-
-
-def _is_there(folder: Path, verified: Verified, key: Ed25519PublicKey) -> bool:
-    if not folder.exists() and not folder.is_symlink():
-        return False
-    try:
-        if verify_folder(folder, keys=[key]) == verified:
-            return True
-    except ReleaseError:
-        pass
-    raise LocalError(
-        str(folder), "exists and is not this release", "remove it or choose another with --to"
-    )
-
-
-def _download(
-    client: httpx.Client,
-    reference: Reference,
-    *,
-    url: str,
-    revision: str,
-    folder: Path,
-    documents: dict[str, bytes],
-    verified: Verified,
-    key: Ed25519PublicKey,
-    on_progress: Progress | None,
-) -> None:
-    total = sum(file.bytes for file in verified.manifest.files)
-    had = 0
-
-    def count(change: int) -> None:
-        nonlocal had
-        had += change
-        if on_progress is not None:
-            on_progress(had, total)
-
-    partial: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-        partial.chmod(0o755)
-        for name, content in documents.items():
-            (partial / name).write_bytes(content)
-        for file in verified.manifest.files:
-            address = _file_url(reference, url=url, revision=revision, path=file.path)
-            with (partial / file.path).open("xb") as sink:
-                transfer(
-                    client,
-                    address,
-                    name=file.path,
-                    sink=sink,
-                    limit=file.bytes,
-                    expected=file.bytes,
-                    on_bytes=count,
-                )
-        verify_folder(partial, keys=[key])
-        for path in partial.iterdir():
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
-        sync_folder(partial)
-        partial.rename(folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise LocalError(str(folder), f"cannot be written ({error.strerror})") from None
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+    if reference.newest and version.number < head.number:
+        raise RollbackError(
+            VERSION,
+            f"the server offers version {version.number} as the newest, its head names version "
+            f"{head.number}",
+            "tell the publisher",
+        )
+    if version.number == head.number and verified.digest != head.manifest_sha256:
+        raise SwappedVersionError(
+            VERSION, f"{given} is not the one that the server's head names", "tell the publisher"
+        )
+    if version.number in head.withdrawn:
+        raise WithdrawnError(
+            given, "was withdrawn by its publisher", "use another version: `distilled info`"
+        )

@@ -1,9 +1,11 @@
 """A release as a PyTorch dataset."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared.release.client import cached
 from shared.release.errors import LocalError
 
 try:
@@ -25,12 +27,18 @@ PAIRS = "pairs.safetensors"
 class DistilledPairs(Dataset[tuple["Tensor", "Tensor"]]):
     """The pairs of a release: item k is ``(lq, hq)``, float32 (1, S, S) each, in window units.
 
-    ``tasks[k]`` names the task that pair k is of. ``folder`` is a release that `distilled get`
-    left; nothing is verified here. Raises ``LocalError`` where it holds no pairs.
+    ``tasks[k]`` names the task that pair k is of. ``place`` is a folder that `distilled get` left,
+    in which nothing is verified here; or the address of a dataset's page, as
+    ``https://host/datasets/fedstill/demo-ct/v1``: that release is brought into the cache and
+    verified, with the token in FEDSTILL_TOKEN if there is one. Raises ``LocalError`` where there
+    are no pairs, ``ValueError`` on an address that is none, and what ``client.get`` does.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / PAIRS
+    def __init__(self, place: str | Path) -> None:
+        folder = Path(place)
+        if isinstance(place, str) and "://" in place:
+            folder = cached(place, token=os.environ.get("FEDSTILL_TOKEN") or None)
+        path = folder / PAIRS
         try:
             tensors = load_file(path)
             self.lq, self.hq = tensors["lq"], tensors["hq"]

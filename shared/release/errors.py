@@ -15,6 +15,8 @@ class ReleaseError(Exception):
 
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "error"
+    resumable: ClassVar[bool] = False
+    """Whether the bytes that came are worth keeping for the next attempt."""
 
     def __init__(self, file: str, problem: str, hint: str = "") -> None:
         super().__init__(f"{file}: {problem}")
@@ -27,6 +29,7 @@ class LocalError(ReleaseError):
 
     exit_code = 3
     code = "local"
+    resumable = True
 
 
 class TamperedFileError(ReleaseError):
@@ -92,11 +95,19 @@ class RollbackError(ReleaseError):
     code = "rollback"
 
 
+class RevokedKeyError(ReleaseError):
+    """The release is signed by a key that its publisher has revoked."""
+
+    exit_code = 19
+    code = "revoked-key"
+
+
 class NetworkError(ReleaseError):
     """The server cannot be reached or answers with an error."""
 
     exit_code = 20
     code = "network"
+    resumable = True
 
 
 class TruncatedError(ReleaseError):
@@ -104,6 +115,7 @@ class TruncatedError(ReleaseError):
 
     exit_code = 21
     code = "truncated"
+    resumable = True
 
 
 class NotFoundError(ReleaseError):
@@ -111,6 +123,64 @@ class NotFoundError(ReleaseError):
 
     exit_code = 22
     code = "not-found"
+
+
+class BrokenRotationError(ReleaseError):
+    """The publisher's key lists do not follow from the one this user trusts."""
+
+    exit_code = 23
+    code = "broken-rotation"
+
+
+class FrozenError(ReleaseError):
+    """The server shows a head that has expired: it may be hiding newer versions."""
+
+    exit_code = 24
+    code = "freeze"
+
+
+class UnsignedError(ReleaseError):
+    """A release without its signatures."""
+
+    exit_code = 25
+    code = "unsigned"
+
+
+class OversizedError(ReleaseError):
+    """The server sends more bytes than were signed, or than a document may have."""
+
+    exit_code = 26
+    code = "oversized"
+
+
+class GatedError(ReleaseError):
+    """The dataset's data-use agreement has to be accepted first."""
+
+    exit_code = 30
+    code = "gated"
+
+
+class WithdrawnError(ReleaseError):
+    """The publisher has withdrawn the version."""
+
+    exit_code = 31
+    code = "withdrawn"
+
+
+class RateLimitedError(ReleaseError):
+    """The server kept asking to wait."""
+
+    exit_code = 32
+    code = "rate-limited"
+    resumable = True
+
+
+class DeniedError(ReleaseError):
+    """The token is missing, unknown, expired or revoked, or may not do this."""
+
+    exit_code = 33
+    code = "denied"
+    resumable = True
 
 
 KINDS: tuple[type[ReleaseError], ...] = (
@@ -124,7 +194,16 @@ KINDS: tuple[type[ReleaseError], ...] = (
     UntrustedKeyError,
     SwappedVersionError,
     RollbackError,
+    RevokedKeyError,
     NetworkError,
     TruncatedError,
     NotFoundError,
+    BrokenRotationError,
+    FrozenError,
+    UnsignedError,
+    OversizedError,
+    GatedError,
+    WithdrawnError,
+    RateLimitedError,
+    DeniedError,
 )

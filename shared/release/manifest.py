@@ -29,14 +29,17 @@ from shared.release.errors import (
     ExtraFileError,
     LocalError,
     MissingFileError,
+    RevokedKeyError,
     SwappedVersionError,
     TamperedFileError,
     TamperedManifestError,
     TamperedSignatureError,
     UnsafePathError,
+    UnsignedError,
     UntrustedKeyError,
 )
-from shared.release.keys import is_signature, key_id
+from shared.release.key_list import RevokedKey
+from shared.release.keys import decode_key, is_signature, key_id
 
 MANIFEST = "MANIFEST.json"
 MANIFEST_SIGNATURE = "MANIFEST.json.sig"
@@ -180,19 +183,28 @@ def verify_documents(
     version: bytes,
     version_signature: bytes,
     keys: Sequence[Ed25519PublicKey],
+    revoked: Sequence[RevokedKey] = (),
 ) -> Verified:
     """Verifies the signed documents against the trusted ``keys``; nothing else is read before.
 
-    Raises ``UntrustedKeyError``, ``TamperedSignatureError``, ``TamperedManifestError``,
-    ``SwappedVersionError`` or ``UnsafePathError``.
+    A key of ``revoked`` counts for the versions it is honoured for alone. Raises
+    ``UnsignedError``, ``UntrustedKeyError``, ``RevokedKeyError``, ``TamperedSignatureError``,
+    ``TamperedManifestError``, ``SwappedVersionError`` or ``UnsafePathError``.
     """
+    for name, signature in (
+        (VERSION_SIGNATURE, version_signature),
+        (MANIFEST_SIGNATURE, manifest_signature),
+    ):
+        if not signature:
+            raise UnsignedError(name, "is empty", "do not use this release; tell its publisher")
     try:
         record = VersionRecord.model_validate_json(version)
     except ValidationError as error:
         raise TamperedSignatureError(
             VERSION, f"is not a version record ({explain(error)})"
         ) from None
-    key = next((key for key in keys if key_id(key) == record.key), None)
+    key = _honoured(record, version, revoked)
+    key = key or next((key for key in keys if key_id(key) == record.key), None)
     if key is None:
         trusted = ", ".join(key_id(key)[:16] for key in keys) or "none"
         raise UntrustedKeyError(
@@ -221,10 +233,29 @@ def verify_documents(
     return Verified(manifest=parsed, version=record)
 
 
+def _honoured(
+    record: VersionRecord, version: bytes, revoked: Sequence[RevokedKey]
+) -> Ed25519PublicKey | None:
+    """The revoked key that signed, where its publisher vouches for this very version."""
+    for one in revoked:
+        if key_id(decode_key(one.key)) == record.key:
+            if sha256(version) not in one.honoured:
+                raise RevokedKeyError(
+                    VERSION,
+                    f"is signed by key {record.key[:16]}, which was revoked: {one.reason}",
+                    "ask the publisher for a version signed by another key",
+                )
+            return decode_key(one.key)
+    return None
+
+
 def read_document(folder: Path, name: str) -> bytes:
-    """A document of a release; raises ``MissingFileError`` or ``TamperedFileError`` (too large)."""
+    """A document of a release; raises ``MissingFileError``, ``UnsignedError`` where it would be a
+    signature, or ``TamperedFileError`` (too large)."""
     path = folder / name
     if path.is_symlink() or not path.is_file():
+        if name in (MANIFEST_SIGNATURE, VERSION_SIGNATURE):
+            raise UnsignedError(name, "is missing", "download the release again")
         raise MissingFileError(name, "is missing", "download the release again")
     with path.open("rb") as file:
         content = file.read(MAX_DOCUMENT_BYTES + 1)
@@ -233,7 +264,9 @@ def read_document(folder: Path, name: str) -> bytes:
     return content
 
 
-def verify_folder(folder: Path, *, keys: Sequence[Ed25519PublicKey]) -> Verified:
+def verify_folder(
+    folder: Path, *, keys: Sequence[Ed25519PublicKey], revoked: Sequence[RevokedKey] = ()
+) -> Verified:
     """Verifies a downloaded release: signatures first, then every file, and that there is no other.
 
     Raises the ``ReleaseError`` that fits, naming the file.
@@ -246,6 +279,7 @@ def verify_folder(folder: Path, *, keys: Sequence[Ed25519PublicKey]) -> Verified
         version=read_document(folder, VERSION),
         version_signature=read_document(folder, VERSION_SIGNATURE),
         keys=keys,
+        revoked=revoked,
     )
     if read_document(folder, SUMS) != sums_bytes(read_document(folder, MANIFEST)):
         raise TamperedFileError(SUMS, f"does not repeat the hashes of {MANIFEST}")

@@ -1,4 +1,4 @@
-"""Publishers this user trusts: their keys, pinned at first use, and the newest versions seen.
+"""Publishers this user trusts: their key lists, pinned at first use, and what was seen of them.
 
 One JSON file, ``known-publishers.json``, in ``~/.config/fedstill`` (or the folder that the
 environment variable FEDSTILL_CONFIG names), by the server's origin. It is public information, but
@@ -7,7 +7,7 @@ who can write it decides what is trusted.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -18,15 +18,19 @@ from pydantic import Field, ValidationError
 from shared.durable import write_durably
 from shared.frozen import Frozen
 from shared.release.errors import LocalError, RollbackError, SwappedVersionError
+from shared.release.head import HEAD, Head
+from shared.release.key_list import KeyList, RevokedKey
 from shared.release.keys import decode_key, encode_key
 from shared.release.manifest import VERSION, Sha256, VersionRecord
 
 
 class Publisher(Frozen):
-    """One server: its pinned key and, by dataset, the digest of every version seen."""
+    """One server: its release key and key list, every version seen and the last head by dataset."""
 
     key: str
+    key_list: KeyList | None = None
     seen: dict[str, dict[int, Sha256]] = Field(default_factory=dict)
+    heads: dict[str, int] = Field(default_factory=dict)
 
 
 class KnownPublishers(Frozen):
@@ -78,26 +82,47 @@ def read_publishers() -> KnownPublishers:
     return known
 
 
-def pinned_key(url: str) -> Ed25519PublicKey | None:
-    """The key pinned to a server, or None."""
-    publisher = read_publishers().publishers.get(origin(url))
-    return decode_key(publisher.key) if publisher else None
+def known_publisher(url: str) -> Publisher | None:
+    """What is known of a server, or None."""
+    return read_publishers().publishers.get(origin(url))
 
 
 def pinned_keys() -> Sequence[Ed25519PublicKey]:
-    """Every pinned key."""
-    return [decode_key(publisher.key) for publisher in read_publishers().publishers.values()]
+    """Every key that releases may be signed with: of each publisher the one in force, and those
+    retired."""
+    keys: list[Ed25519PublicKey] = []
+    for publisher in read_publishers().publishers.values():
+        listed = publisher.key_list
+        keys += listed.trusted if listed else [decode_key(publisher.key)]
+    return keys
 
 
-def check_history(url: str, key: Ed25519PublicKey, version: VersionRecord, *, newest: bool) -> None:
-    """Compares an offered version with what this server offered before under the same key.
+def revoked_keys() -> Sequence[RevokedKey]:
+    """Every key that a known publisher has revoked."""
+    lists = [one.key_list for one in read_publishers().publishers.values()]
+    return [revoked for listed in lists if listed for revoked in listed.revoked]
+
+
+def check_head(publisher: Publisher | None, head: Head) -> None:
+    """Raises ``RollbackError`` where a later head of the dataset was seen before."""
+    last = publisher.heads.get(f"{head.namespace}/{head.name}", 0) if publisher else 0
+    if head.sequence < last:
+        raise RollbackError(
+            HEAD,
+            f"the server shows state {head.sequence} of {head.name}, state {last} was seen before",
+            "tell the publisher",
+        )
+
+
+def check_history(
+    publisher: Publisher | None, version: VersionRecord, *, newest: bool, withdrawn: Set[int]
+) -> None:
+    """Compares an offered version with what this publisher offered before.
 
     Raises ``SwappedVersionError`` where a number now stands for other content, ``RollbackError``
-    where the server says an older version is its ``newest``.
+    where the server says an older version is its ``newest`` though the later is not ``withdrawn``.
     """
-    publisher = read_publishers().publishers.get(origin(url))
-    same_key = publisher is not None and publisher.key == encode_key(key)
-    seen = publisher.seen.get(_dataset(version), {}) if publisher and same_key else {}
+    seen = publisher.seen.get(_dataset(version), {}) if publisher else {}
     known = seen.get(version.number)
     if known is not None and known != version.manifest_sha256:
         raise SwappedVersionError(
@@ -106,24 +131,32 @@ def check_history(url: str, key: Ed25519PublicKey, version: VersionRecord, *, ne
             f"{version.manifest_sha256[:16]}: a published version never changes",
             "ask the publisher",
         )
-    if newest and seen and version.number < max(seen):
+    later = max((number for number in seen if number not in withdrawn), default=0)
+    if newest and version.number < later:
         raise RollbackError(
             VERSION,
             f"the server offers version {version.number} as the newest, "
-            f"but version {max(seen)} was seen before",
+            f"but version {later} was seen before",
             f"ask for it by number ({version.name}@v{version.number}) if that is what you want",
         )
 
 
-def remember(url: str, key: Ed25519PublicKey, version: VersionRecord) -> None:
-    """Pins ``key`` to the server and records the verified version, atomically."""
+def remember(
+    url: str, *, before: Publisher | None, key_list: KeyList, head: Head, version: VersionRecord
+) -> None:
+    """Pins the key list to the server and records the verified version and head, atomically.
+
+    ``before`` is what was known of the same publisher; None begins anew.
+    """
     known = read_publishers()
-    old = known.publishers.get(origin(url))
-    encoded = encode_key(key)
-    seen = dict(old.seen) if old and old.key == encoded else {}
+    seen = dict(before.seen) if before else {}
+    heads = dict(before.heads) if before else {}
     dataset = _dataset(version)
     seen[dataset] = {**seen.get(dataset, {}), version.number: version.manifest_sha256}
-    publisher = Publisher(key=encoded, seen=seen)
+    heads[dataset] = max(head.sequence, heads.get(dataset, 0))
+    publisher = Publisher(
+        key=encode_key(key_list.release), key_list=key_list, seen=seen, heads=heads
+    )
     _write(KnownPublishers(publishers={**known.publishers, origin(url): publisher}))
 
 

@@ -120,12 +120,12 @@ def test_get_says_aloud_whom_it_trusts_and_verify_then_knows(
     server.publish("main", contents())
     done = distilled("get", "ct-demo", "--from", server.url, "--to", tmp_path / "here")
     assert done.exit_code == 0, done.output
-    assert "is trusted from now on" in done.stdout
+    assert "is trusted from now on" in done.stderr
     assert distilled("verify", tmp_path / "here").exit_code == 0
     again = distilled("get", "ct-demo", "--from", server.url, "--to", tmp_path / "again", "--json")
     assert json.loads(again.stdout)["key_pinned_now"] is False
     shown = distilled("get", "ct-demo", "--from", server.url, "--to", tmp_path / "again")
-    assert "is trusted" not in shown.stdout
+    assert "is trusted" not in shown.stderr
     assert "already there" in shown.stdout
 
 
@@ -152,6 +152,7 @@ def test_get_ends_with_the_code_of_what_went_wrong(
     assert first.exit_code == 0
     server.publish("main", contents(number=1))
     assert code("ct-demo") == 18
+    server.publish("main", contents(number=2))
     assert distilled("get", "ct-demo@v2", "--from", server.url, "--to", tmp_path).exit_code == 3
 
 
@@ -201,8 +202,8 @@ sys.meta_path.insert(0, Block())
 
 
 def test_the_client_needs_no_torch() -> None:
-    modules = "cli client dataset errors facts keys manifest model model_card progress"
-    modules += " publishers train transfer"
+    modules = "agreements cache cli client dataset delivery downloads errors facts head key_list"
+    modules += " keys manifest model model_card progress publishers train transfer"
     code = (
         BLOCKED
         + f"""

@@ -10,8 +10,10 @@ from shared.release import transfer
 from shared.release.client import get, parse_reference
 from shared.release.errors import (
     LocalError,
+    MissingFileError,
     NetworkError,
     NotFoundError,
+    OversizedError,
     ReleaseError,
     RollbackError,
     SwappedVersionError,
@@ -22,7 +24,7 @@ from shared.release.errors import (
     UntrustedKeyError,
 )
 from shared.release.keys import encode_key
-from shared.release.publishers import pinned_key
+from shared.release.publishers import known_publisher
 
 Contents = Callable[..., dict[str, bytes]]
 
@@ -139,7 +141,7 @@ def test_a_tampered_file(server: Any, contents: Contents, target: Path) -> None:
 def test_a_file_that_is_too_long(server: Any, contents: Contents, target: Path) -> None:
     files = contents()
     server.publish("main", {**files, "README.md": files["README.md"] + b"x" * 10**6})
-    refused(TamperedFileError, "README.md", server, target, "ct-demo")
+    refused(OversizedError, "README.md", server, target, "ct-demo")
 
 
 def test_a_tampered_manifest(server: Any, contents: Contents, target: Path) -> None:
@@ -155,7 +157,7 @@ def test_a_tampered_signature(server: Any, contents: Contents, target: Path) -> 
 def test_a_file_the_server_does_not_have(server: Any, contents: Contents, target: Path) -> None:
     files = contents()
     server.publish("main", {name: files[name] for name in files if name != "README.md"})
-    refused(NotFoundError, "README.md", server, target, "ct-demo")
+    refused(MissingFileError, "README.md", server, target, "ct-demo")
 
 
 def test_a_version_the_server_does_not_have(server: Any, contents: Contents, target: Path) -> None:
@@ -174,13 +176,12 @@ def test_the_pinned_key_is_kept(
     get(parse_reference("ct-demo@v1"), url=server.url, to=target.with_name("first"))
     first = target.with_name("first")
     first.rename(target.parent.parent / "first")
-    # The server is taken over: other signatures, and it names the other key as its own.
+    # The server is taken over: other signatures, and the list it cannot change.
     server.publish("main", contents(number=2, signer=other_key))
-    server.publisher = encode_key(other_key.public_key())
     refused(UntrustedKeyError, "VERSION.json", server, target, "ct-demo")
-    pinned = pinned_key(server.url)
-    assert pinned is not None
-    assert encode_key(pinned) == encode_key(key.public_key())
+    known = known_publisher(server.url)
+    assert known is not None
+    assert known.key == encode_key(key.public_key())
 
 
 def test_a_key_given_by_hand_is_pinned_only_once_it_verified(
@@ -194,14 +195,14 @@ def test_a_key_given_by_hand_is_pinned_only_once_it_verified(
     reference = parse_reference("ct-demo")
     with pytest.raises(UntrustedKeyError):
         get(reference, url=server.url, to=target, key=other_key.public_key())
-    assert pinned_key(server.url) is None
+    assert known_publisher(server.url) is None
     assert get(reference, url=server.url, to=target, key=key.public_key()).newly_pinned
 
 
 def test_nothing_is_pinned_by_a_failure(server: Any, contents: Contents, target: Path) -> None:
     server.publish("main", tampered(contents(), "pairs.safetensors"))
     refused(TamperedFileError, "pairs.safetensors", server, target, "ct-demo")
-    assert pinned_key(server.url) is None
+    assert known_publisher(server.url) is None
 
 
 def test_another_version_than_asked_for(server: Any, contents: Contents, target: Path) -> None:
@@ -220,8 +221,8 @@ def test_an_older_version_as_the_newest(
     server.publish("main", contents(number=2))
     get(parse_reference("ct-demo"), url=server.url, to=tmp_path / "v2")
     server.publish("main", contents(number=1))
-    server.publish("v1", contents(number=1))
-    refused(RollbackError, "VERSION.json", server, target, "ct-demo")
+    refused(RollbackError, "state 1", server, target, "ct-demo")
+    server.publish("main", contents(number=2))
     get(parse_reference("ct-demo@v1"), url=server.url, to=target)  # by number it may be old
 
 
