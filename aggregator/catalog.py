@@ -7,7 +7,7 @@ number and its bytes, and is handed out no more.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +53,8 @@ class Dataset:
     agreement_version: int = 0
     """0: there is no agreement."""
     agreement_text: str = ""
+    last_number: int = field(default=0, compare=False)
+    """The highest number given out; 0: nothing was published."""
 
 
 @dataclass(frozen=True)
@@ -362,6 +364,7 @@ def _dataset(row: DatasetRow) -> Dataset:
         visibility=row.visibility,  # type: ignore[arg-type]  # the table's CHECK
         agreement_version=row.agreement_version,
         agreement_text=row.agreement_text,
+        last_number=row.last_number,
     )
 
 

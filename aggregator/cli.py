@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aggregator import key_command
+from aggregator import key_command, release_command
 from aggregator.command_line import (
     DEFAULT_HOME,
     EXIT_REFUSED,
@@ -30,6 +30,7 @@ app = typer.Typer(
 site = typer.Typer(help="The hospitals that take part.", no_args_is_help=True)
 app.add_typer(site, name="site")
 app.add_typer(key_command.app, name="key")
+app.add_typer(release_command.app, name="release")
 
 
 @app.command()
@@ -169,8 +170,10 @@ def _dry_run(home: Path, contract: Path, *, sites: list[str], as_json: bool) -> 
     with clear_errors():
         from aggregator.dry_run import dry_run, told
 
-        verdicts = dry_run(existing(home), read_contract(contract), sites=sites)
-    typer.echo(json.dumps({"sites": verdicts}) if as_json else told(verdicts))
+        asked = read_contract(contract)
+        verdicts = dry_run(existing(home), asked, sites=sites)
+    table = told(verdicts, real_pairs=asked.real_pairs)
+    typer.echo(json.dumps({"sites": verdicts}) if as_json else table)
     if any(one["verdict"] != "accept" for one in verdicts):
         raise typer.Exit(EXIT_REFUSED)
 

@@ -124,6 +124,8 @@ def test_every_choice_of_a_contract_is_documented() -> None:
                 "key list",
                 "key rotate",
                 "key revoke",
+                "release list",
+                "release withdraw",
                 "simulate",
                 "attack",
             ],

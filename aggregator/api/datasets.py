@@ -8,10 +8,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi import Path as PathParameter
 
-from aggregator.api.errors import ApiError, not_found
-from aggregator.catalog import Catalog, Version
+from aggregator.api.errors import ApiError, coded, not_found
+from aggregator.catalog import Catalog, Dataset, Version, VersionEntry
 
 router = APIRouter()
+
+MAX_TAGS = 1000
+"""Hugging Face's route of tags has no pages."""
 
 Part = Annotated[str, PathParameter(max_length=63)]
 Revision = Annotated[str, PathParameter(max_length=64)]
@@ -66,6 +69,27 @@ def revision(request: Request, namespace: Part, name: Part, revision: Revision) 
     return _detail(request, find_version(request, namespace, name, revision))
 
 
+@router.get("/api/datasets/{namespace}/{name}/versions", dependencies=strict)
+def list_versions(
+    request: Request,
+    namespace: Part,
+    name: Part,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+) -> dict[str, Any]:
+    """The versions of a dataset, newest first, withdrawn ones with the reason."""
+    found = find_dataset(request, namespace, name)
+    catalog = _catalog(request)
+    return {
+        "total": found.last_number,
+        "limit": limit,
+        "offset": offset,
+        "versions": [
+            _entry(one) for one in catalog.versions(namespace, name, offset=offset, limit=limit)
+        ],
+    }
+
+
 @router.get("/api/datasets/{namespace}/{name}/tree/{revision}", dependencies=strict)
 def tree(
     request: Request,
@@ -90,9 +114,9 @@ def tree(
 
 @router.get("/api/datasets/{namespace}/{name}/refs", dependencies=strict)
 def refs(request: Request, namespace: Part, name: Part) -> dict[str, Any]:
-    """The newest version as branch ``main``, every version as a tag."""
+    """The newest version as branch ``main``, versions that are not withdrawn as tags."""
     newest = find_version(request, namespace, name, "main")
-    versions = _catalog(request).versions(namespace, name)
+    versions = _catalog(request).versions(namespace, name, limit=MAX_TAGS)
     return {
         "branches": [
             {"name": "main", "ref": "refs/heads/main", "targetCommit": newest.commit},
@@ -105,8 +129,19 @@ def refs(request: Request, namespace: Part, name: Part) -> dict[str, Any]:
                 "targetCommit": version.commit,
             }
             for version in reversed(versions)
+            if version.withdrawn is None
         ],
     }
+
+
+def find_dataset(request: Request, namespace: str, name: str) -> Dataset:
+    """The dataset asked for, or the 404; one that never had a version is none yet."""
+    found = _catalog(request).describe(namespace, name)
+    if found is None or not found.last_number:
+        raise not_found(
+            "RepoNotFound", f"no dataset {namespace}/{name}", "GET /api/datasets lists them"
+        )
+    return found
 
 
 def find_version(request: Request, namespace: str, name: str, revision: str) -> Version:
@@ -120,17 +155,14 @@ def find_version(request: Request, namespace: str, name: str, revision: str) -> 
     if version is not None and version.withdrawn is None:
         return version
     if version is not None and version.withdrawn is not None:
-        raise ApiError(
+        raise coded(
             410,
+            "RevisionWithdrawn",
             f"{namespace}/{name}@v{version.number} was withdrawn on"
             f" {version.withdrawn.at[:10]}: {version.withdrawn.reason}",
-            f"GET /api/datasets/{namespace}/{name} lists the other versions",
-            {"X-Error-Code": "RevisionWithdrawn"},
+            f"GET /api/datasets/{namespace}/{name} names the newest version",
         )
-    if not catalog.versions(namespace, name, limit=1):
-        raise not_found(
-            "RepoNotFound", f"no dataset {namespace}/{name}", "GET /api/datasets lists them"
-        )
+    find_dataset(request, namespace, name)
     raise not_found(
         "RevisionNotFound",
         f"{namespace}/{name} has no version {revision}",
@@ -157,7 +189,8 @@ def _summary(version: Version) -> dict[str, Any]:
 
 
 def _detail(request: Request, version: Version) -> dict[str, Any]:
-    versions = _catalog(request).versions(version.namespace, version.name)
+    # The newest hundred; /versions has all, by pages.
+    versions = _catalog(request).versions(version.namespace, version.name, limit=100)
     return {
         **_summary(version),
         "lastModified": version.created_at,
@@ -171,8 +204,14 @@ def _detail(request: Request, version: Version) -> dict[str, Any]:
             {"rfilename": file.path, "size": file.bytes, "sha256": file.sha256}
             for file in version.files
         ],
-        "versions": [
-            {"version": one.number, "digest": one.digest, "createdAt": one.created_at}
-            for one in reversed(versions)
-        ],
+        "versions": [_entry(one) for one in reversed(versions)],
+    }
+
+
+def _entry(one: VersionEntry) -> dict[str, Any]:
+    return {
+        "version": one.number,
+        "digest": one.digest,
+        "createdAt": one.created_at,
+        "withdrawn": one.withdrawn.reason if one.withdrawn else None,
     }

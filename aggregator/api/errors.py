@@ -16,4 +16,13 @@ class ApiError(Exception):
 
 def not_found(code: str, error: str, hint: str) -> ApiError:
     """404 with the ``X-Error-Code`` that Hugging Face's client knows: which thing is absent."""
-    return ApiError(404, error, hint, {"X-Error-Code": code, "X-Error-Message": error})
+    return coded(404, code, error, hint)
+
+
+def coded(status: int, code: str, error: str, hint: str) -> ApiError:
+    """An error with ``X-Error-Code``, and ``X-Error-Message``, which Hugging Face's client prints.
+
+    A header is ASCII: what else a request or a person wrote becomes ``?`` there.
+    """
+    message = "".join(one if " " <= one <= "~" else "?" for one in error)
+    return ApiError(status, error, hint, {"X-Error-Code": code, "X-Error-Message": message})
