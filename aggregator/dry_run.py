@@ -106,9 +106,9 @@ def keep_verdicts(folder: Path, verdicts: Sequence[dict[str, Any]]) -> None:
     write_durably(folder / VERDICTS, json.dumps(list(verdicts)).encode())
 
 
-def told(verdicts: Sequence[dict[str, Any]]) -> str:
-    """The same as a table."""
-    header = ("site", "verdict", "why", "patients")
+def told(verdicts: Sequence[dict[str, Any]], *, real_pairs: bool = False) -> str:
+    """The same as a table; of a contract of real pairs, patients are those who have some."""
+    header = ("site", "verdict", "why", "patients with real pairs" if real_pairs else "patients")
     rows = [header]
     for one in verdicts:
         why = str(one["code"] or "")

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from shared import accounting
 from shared.architectures import Network, Residual
 from shared.frozen import Frozen, Slug, canonical_json, explain
-from shared.tasks.settings import CtDenoise, Task
+from shared.tasks.settings import CtDenoise, CtKernel, Task
 
 Name = Literal["student", "anchor"]
 """Which of a contract's two networks a request speaks of."""
@@ -263,6 +263,11 @@ class RunContract(Frozen):
             releases=self.rounds,
             sampling=self.privacy.sampling,
         )
+
+    @property
+    def real_pairs(self) -> bool:
+        """Whether a site answers for real pairs of images; else it degrades its own."""
+        return isinstance(self.task, CtDenoise | CtKernel) and self.task.pairs == "real"
 
     def network(self, name: Name) -> Network:
         """The network a request names."""

@@ -4,6 +4,9 @@ What is computed of one patient depends on that patient's slices and the request
 crops too: a patient who is left out changes nobody else's part. A sum of parts clipped to C thus
 moves by at most C, which is all that differential privacy has to know of the method.
 
+A patient's slices are (n, 1, S, S) and are degraded by the contract's task; or they are real pairs
+(n, 2, S, S), HQ and LQ, and nothing is degraded.
+
 Pure: images and weights in, one array out. Nothing here reads a file or a socket.
 """
 
@@ -65,26 +68,38 @@ def patient_parts(
 ) -> Iterator[Tensor]:
     """What a request for ``weights`` (K, D) asks of one patient after the other, unclipped: (K, D).
 
-    ``patients`` are P times (n_i, 1, S, S) in window units. Local steps stay in the span of the
-    rows of ``basis`` (k, D), where one is given. Raises ``ValueError`` on no patients.
+    ``patients`` are P times (n_i, 1 or 2, S, S) in window units. Local steps stay in the span of
+    the rows of ``basis`` (k, D), where one is given. Raises ``ValueError`` on no patients.
     """
     if not patients:
         raise ValueError("a cohort needs at least one patient")
     weights = weights.to(device)
     for slices in patients:
         own = request_seed(seed, hashlib.sha256(slices.cpu().numpy().tobytes()).hexdigest())
-        hq = slices.to(device)
+        images = slices.to(device)
         if kind == "gradients":
-            yield _gradients(contract, network, weights, hq, own)
+            yield _gradients(contract, network, weights, images, own)
         else:
-            yield _descents(contract, network, weights, hq, own, basis)
+            yield _descents(contract, network, weights, images, own, basis)
+
+
+def pairs_of(
+    contract: RunContract, slices: Tensor, *, draws: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """LQ (M, 1, S, S), and the HQ (N, 1, S, S) that it repeats draw-major.
+
+    ``slices`` are (N, 1, S, S), degraded ``draws`` times; or (N, 2, S, S), real pairs of HQ and LQ.
+    """
+    if slices.shape[1] == 2:
+        return slices[:, 1:], slices[:, :1]
+    return noisy_pool(contract.task, slices, draws=draws, seed=seed), slices
 
 
 def _gradients(
-    contract: RunContract, network: Name, weights: Tensor, hq: Tensor, seed: int
+    contract: RunContract, network: Name, weights: Tensor, slices: Tensor, seed: int
 ) -> Tensor:
-    """Mean gradients (K, D) over one patient's slices (n, 1, S, S)."""
-    lq = noisy_pool(contract.task, hq, draws=contract.probes.draws, seed=seed)
+    """Mean gradients (K, D) over one patient's slices."""
+    lq, hq = pairs_of(contract, slices, draws=contract.probes.draws, seed=seed)
     hq = hq.repeat(lq.shape[0] // hq.shape[0], 1, 1, 1)
     rows = [
         patient_gradient(contract=contract, network=network, weights=theta, lq=lq, hq=hq)
@@ -97,13 +112,13 @@ def _descents(
     contract: RunContract,
     network: Name,
     weights: Tensor,
-    hq: Tensor,
+    slices: Tensor,
     seed: int,
     basis: Tensor | None,
 ) -> Tensor:
-    """``weights`` (K, D) minus the weights after local steps on slices (n, 1, S, S): (K, D)."""
+    """``weights`` (K, D) minus the weights after local steps on slices: (K, D)."""
     plan = contract.anchor
-    lq = noisy_pool(contract.task, hq, draws=POOL_DRAWS, seed=seed)
+    lq, hq = pairs_of(contract, slices, draws=POOL_DRAWS, seed=seed)
     after = [
         fit_pairs(
             lq=lq,
@@ -149,7 +164,7 @@ def patient_gradients(
 ) -> Tensor:
     """Each patient's clipped mean gradient at each of ``weights`` (K, D): (P, K, D).
 
-    ``patients`` are P times (n_i, 1, S, S) in window units. Raises ``ValueError`` on no patients.
+    ``patients`` are P times (n_i, 1 or 2, S, S) in window units. Raises ``ValueError`` on none.
     """
     parts = patient_parts(
         contract=contract,

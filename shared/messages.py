@@ -48,6 +48,7 @@ class RefusalCode(StrEnum):
     POLICY = "policy"  # the site's own limits forbid the contract
     WRONG_MODALITY = "wrong-modality"  # CT asked of a site with MR, or the other way round
     TOO_FEW_PATIENTS = "too-few-patients"
+    TOO_FEW_PAIRS = "too-few-pairs"  # real pairs asked of a site where too few patients have some
     BAD_WEIGHTS = "bad-weights"  # wrong shape, type, or not finite
     BAD_REDUCTION = (
         "bad-reduction"  # basis or scales that are not those of the contract, or no such
@@ -170,7 +171,9 @@ class DryRunHeader(Frozen):
     incident: str | None = Field(
         None, pattern=r"^[0-9a-f]{12}$", description="under which the site's log has the reason"
     )
-    patients_at_least: int = Field(ge=0, description="indexed patients, rounded down to a bucket")
+    patients_at_least: int = Field(
+        ge=0, description="patients who could answer (of real pairs: have some), in buckets"
+    )
 
 
 class StatusQueryHeader(Frozen):

@@ -13,14 +13,15 @@ from shared.messages import (
     patient_bucket,
 )
 from shared.networks import parameter_count
-from site_agent.cohort import Cohort
+from shared.tasks.settings import REAL_PAIRS
+from site_agent.cohort import Cohort, paired
 from site_agent.enrolment import signing_key
 from site_agent.incidents import RefusedError, incident_of
 from site_agent.ledger import Ledger, refuse_beyond_budget
 from site_agent.membership import Membership
 from site_agent.outbox import Outbox
 from site_agent.policy import Policy, contract_violation, modality_violation, request_violation
-from site_agent.quota import gradients_left, refuse_beyond_quota
+from site_agent.quota import gradients_asked, refuse_beyond_quota
 from site_agent.settings import SiteSettings
 
 
@@ -35,9 +36,14 @@ def verdict(
         if contract.granularity == "federation":
             membership_of(settings, outbox).refuse_members(contract)
         fit = fit_cohort(contract, cohort, settings)
-        left = gradients_left(contract, cohort=fit, policy=policy, outbox=outbox)
-        refuse_beyond_quota(policy, outbox, gradients=left)
-        refuse_beyond_budget(contract, ledger=Ledger(settings.ledger_path), policy=policy)
+        refuse_beyond_quota(policy, outbox)
+        refuse_beyond_budget(
+            contract,
+            gradients=gradients_asked(contract, cohort=fit, policy=policy),
+            ledger=Ledger(settings.ledger_path),
+            outbox=outbox,
+            policy=policy,
+        )
     except RefusedError as error:
         code, incident = error.code, incident_of(error.code, error)
     return DryRunHeader(
@@ -45,7 +51,7 @@ def verdict(
         contract_digest=query.contract_digest,
         code=code,
         incident=incident,
-        patients_at_least=patient_bucket(0 if cohort is None else cohort.patients),
+        patients_at_least=patient_bucket(_patients_for(contract, cohort)),
     )
 
 
@@ -61,7 +67,7 @@ def refuse_other_digest(header: ProbeHeader | KeyQueryHeader | DryRunQueryHeader
 
 
 def fit_cohort(contract: RunContract, cohort: Cohort | None, settings: SiteSettings) -> Cohort:
-    """The cohort, if it fits the contract. Raises ``RefusedError`` where it does not."""
+    """Whoever can answer a contract. Raises ``RefusedError`` where they are too few."""
     if cohort is None:
         raise RefusedError(RefusalCode.NO_COHORT, "nothing is indexed: run `site-agent index`")
     violation = modality_violation(
@@ -69,18 +75,32 @@ def fit_cohort(contract: RunContract, cohort: Cohort | None, settings: SiteSetti
     )
     if violation is not None:
         raise RefusedError(RefusalCode.WRONG_MODALITY, violation)
+    able = _able(contract, cohort)
+    patients = 0 if able is None else able.patients
     # Beyond the site's own minimum by buckets alone: contracts with one minimum after the other,
     # each refused at no cost, would else count the patients.
-    known = cohort.patients
+    known = patients
     if contract.min_patients > settings.policy.min_patients:
         known = patient_bucket(known)
-    if known < contract.min_patients:
+    if able is None or known < contract.min_patients:
+        real = contract.real_pairs
+        kind = f" with real pairs ({REAL_PAIRS[contract.task.name]})" if real else ""
         raise RefusedError(
-            RefusalCode.TOO_FEW_PATIENTS,
-            f"{cohort.patients} patients, which counts as {known}; the contract wants "
+            RefusalCode.TOO_FEW_PAIRS if real else RefusalCode.TOO_FEW_PATIENTS,
+            f"{patients} patients{kind}, which counts as {known}; the contract wants "
             f"{contract.min_patients}",
         )
-    return cohort
+    return able
+
+
+def _able(contract: RunContract, cohort: Cohort) -> Cohort | None:
+    """The patients who can answer a contract: all, or those who have the real pairs it asks for."""
+    return paired(cohort, REAL_PAIRS[contract.task.name]) if contract.real_pairs else cohort
+
+
+def _patients_for(contract: RunContract, cohort: Cohort | None) -> int:
+    able = None if cohort is None else _able(contract, cohort)
+    return 0 if able is None else able.patients
 
 
 def obey_policy(contract: RunContract, policy: Policy, *, round: int, probes: int) -> None:

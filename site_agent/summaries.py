@@ -66,7 +66,7 @@ class Inquiry:
     weights: Tensor  # (K, D)
     reduce: Reduction
     basis: Tensor | None  # (k, D), which local steps stay in
-    patients: tuple[Tensor, ...]  # (n_i, 1, S, S) each
+    patients: tuple[Tensor, ...]  # (n_i, 1, S, S) each; real pairs (n_i, 2, S, S): HQ, LQ
     taken: tuple[bool, ...]
     """Of an answer's blocks by patient, which have one: the patients' order is theirs."""
     seed: int

@@ -82,6 +82,13 @@ def task_facts(task: Task) -> Facts:
         ("image", f"{task.size_px} × {task.size_px} pixels, {task.modality}"),
         ("window", window_in_words(task)),
     ]
+    if isinstance(task, CtDenoise | CtKernel) and task.pairs == "real":
+        facts.append(
+            (
+                "sites' pairs",
+                "real: two reconstructions of each scan; only LQ of the release is made",
+            )
+        )
     if not isinstance(task, MultiTask):
         return facts + _single(task)
     facts.append(("pairs", f"every HQ image once for each task, {len(task.parts)} in all"))

@@ -16,6 +16,9 @@ Modality = Literal["CT", "MR"]
 MR_WINDOW = (0.0, 1000.0)
 """Thousandths of a series' 99.5th percentile."""
 
+Pairs = Literal["simulated", "real"]
+"""Whether a site degrades its images itself, or has two reconstructions of the same scan."""
+
 TRANSFER_LIMIT, NOISE_LIMIT_HU = 20.0, 2000.0
 """The largest values of a kernel's curves: sharp over soft amplitude, and noise in HU."""
 
@@ -66,6 +69,12 @@ class CtDenoise(_Ct):
     """Low-dose CT denoising: parallel beam, Poisson and electronic noise, FBP."""
 
     name: Literal["ct-denoise"] = "ct-denoise"
+    pairs: Pairs = Field(
+        "simulated",
+        # A contract that says nothing keeps the digest it had before there was a choice.
+        exclude_if=lambda value: value == "simulated",
+        description="LQ of the sites: HQ degraded by this task, or a real second reconstruction",
+    )
     pixel_mm: float = Field(2.8, gt=0, le=20, description="nominal pixel edge in the projector, mm")
     angles: int = Field(180, ge=30, le=1440, description="views over 180 degrees")
     bins: int = Field(192, ge=32, le=1024, description="detector bins, one pixel_mm wide")
@@ -108,6 +117,12 @@ class CtKernel(_Ct):
     """
 
     name: Literal["ct-kernel"] = "ct-kernel"
+    pairs: Pairs = Field(
+        "simulated",
+        # A contract that says nothing keeps the digest it had before there was a choice.
+        exclude_if=lambda value: value == "simulated",
+        description="LQ of the sites: HQ degraded by this task, or a real second reconstruction",
+    )
     transfer: tuple[float, ...] = Field(
         min_length=4,
         max_length=64,
@@ -175,6 +190,10 @@ SingleTask = Annotated[
 ]
 
 
+REAL_PAIRS: dict[str, Literal["kernel", "dose"]] = {"ct-kernel": "kernel", "ct-denoise": "dose"}
+"""Of the tasks that may be asked of real pairs, what the two reconstructions differ by."""
+
+
 class MultiTask(Frozen):
     """Several tasks on one set of HQ images; the networks learn all of them at once."""
 
@@ -199,6 +218,8 @@ class MultiTask(Frozen):
     @model_validator(mode="after")
     def _same_images(self) -> "MultiTask":
         first = self.parts[0]
+        if any(getattr(part, "pairs", "simulated") == "real" for part in self.parts):
+            raise ValueError("real pairs are of one task: leave parts' pairs simulated")
         for part in self.parts[1:]:
             if (part.size_px, part.modality, part.window) != (
                 first.size_px,

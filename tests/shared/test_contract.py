@@ -120,3 +120,20 @@ def test_the_noise_of_a_contract_is_that_of_its_rounds_and_epsilon() -> None:
     assert RunContract(name="ct").noise_multiplier is None
     with pytest.raises(ValidationError, match=r"privacy\.delta"):
         RunContract.model_validate({"name": "ct", "privacy": {"epsilon": 1, "delta": 1e-10}})
+
+
+def test_only_a_contract_that_asks_for_real_pairs_has_another_digest() -> None:
+    plain = RunContract(name="ct-low-dose")
+    said = RunContract.model_validate({"name": "ct-low-dose", "task": {"pairs": "simulated"}})
+    real = RunContract.model_validate({"name": "ct-low-dose", "task": {"pairs": "real"}})
+    assert "pairs" not in plain.model_dump(mode="json")["task"]
+    assert plain.digest() == said.digest() != real.digest()
+    assert (plain.real_pairs, real.real_pairs) == (False, True)
+    assert RunContract.model_validate_json(real.model_dump_json()).digest() == real.digest()
+
+
+def test_real_pairs_are_of_one_ct_task() -> None:
+    parts = [{"name": "ct-denoise", "pairs": "real"}, {"name": "ct-sr"}]
+    for task in ({"name": "multi", "parts": parts}, {"name": "ct-sr", "pairs": "real"}):
+        with pytest.raises(ValidationError, match="pairs"):
+            RunContract.model_validate({"name": "x", "task": task})

@@ -16,9 +16,9 @@ from shared.gradients import (
     patient_sum,
     request_seed,
 )
-from shared.networks import apply_network, initial_weights
+from shared.networks import apply_network, initial_weights, restoration_loss
 from shared.tasks.settings import CtDenoise, MrSr, MultiTask
-from shared.training import noisy_pool
+from shared.training import fit_pairs, noisy_pool
 
 CPU = torch.device("cpu")
 CONTRACT = RunContract(
@@ -290,3 +290,47 @@ def test_an_empty_cohort_is_refused() -> None:
             seed=0,
             device=CPU,
         )
+
+
+def test_real_pairs_are_not_degraded() -> None:
+    generator = torch.Generator().manual_seed(3)
+    pairs = torch.rand(3, 2, 32, 32, generator=generator)
+    found = gradients(CONTRACT, [pairs])
+    weights = torch.stack([initial_weights(CONTRACT.student, seed=s) for s in (0, 1)])
+    for row, theta in zip(found, weights, strict=True):
+        leaf = theta.clone().requires_grad_(True)
+        restored = apply_network(CONTRACT.student, leaf, pairs[:, 1:])
+        loss = restoration_loss(restored, pairs[:, :1])
+        torch.testing.assert_close(row, torch.autograd.grad(loss, leaf)[0], rtol=1e-4, atol=1e-7)
+    # Neither the seed nor the task's noise has a part in it.
+    torch.testing.assert_close(found, gradients(CONTRACT, [pairs], seed=99))
+    louder = CONTRACT.model_copy(update={"task": CONTRACT.task.model_copy(update={"photons": 2.0})})
+    torch.testing.assert_close(found, gradients(louder, [pairs]))
+
+
+def test_local_steps_train_on_real_pairs() -> None:
+    pairs = torch.rand(2, 2, 32, 32, generator=torch.Generator().manual_seed(5))
+    weights = initial_weights(CONTRACT.anchor_network, seed=0)
+    (part,) = patient_parts(
+        contract=CONTRACT,
+        kind="local-steps",
+        network="anchor",
+        weights=weights[None],
+        patients=[pairs],
+        seed=1,
+        device=CPU,
+    )
+    own = request_seed(1, hashlib.sha256(pairs.numpy().tobytes()).hexdigest())
+    after = fit_pairs(
+        lq=pairs[:, 1:],
+        hq=pairs[:, :1],
+        network=CONTRACT.anchor_network,
+        steps=3,
+        seed=own,
+        device=CPU,
+        start=weights,
+        learning_rate=CONTRACT.anchor.learning_rate,
+        batch=CONTRACT.anchor.batch,
+        crop_px=16,
+    )
+    torch.testing.assert_close(part[0], weights - after)

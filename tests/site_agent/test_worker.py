@@ -19,6 +19,7 @@ from shared.masking import (
     sign_offer,
 )
 from shared.messages import (
+    DryRunQueryHeader,
     KeyQueryHeader,
     Message,
     Offer,
@@ -31,14 +32,14 @@ from shared.messages import (
     probe_batch,
     refusal,
 )
-from shared.networks import parameter_count
+from shared.networks import apply_network, parameter_count, restoration_loss
 from shared.tasks.settings import CtDenoise, MrDenoise
 from shared.trajectory import start
 from site_agent import audit, incidents, quota, summaries, worker
 from site_agent.audit import AuditLog
 from site_agent.cohort import build_cohort, open_cohort
 from site_agent.enrolment import signing_key
-from site_agent.intake.slices import PatientSlices, Slice
+from site_agent.intake.slices import PatientSlices, Slice, SlicePair
 from site_agent.membership import Membership
 from site_agent.outbox import Outbox
 from site_agent.policy import Policy
@@ -690,3 +691,66 @@ def test_quotas_are_held_against_what_is_asked_before_an_image_is_read(site, mon
     assert code_of(site(request(contract=BY_PATIENT), settings=strict)) is RefusalCode.BUDGET_SPENT
     enough = allowing(site, max_gradients=12)
     assert code_of(site(request(contract=BY_PATIENT), settings=enough)) is RefusalCode.INTERNAL
+
+
+REAL = CONTRACT.model_copy(update={"task": CONTRACT.task.model_copy(update={"pairs": "real"})})
+
+
+def with_pairs(folder, *, paired):
+    """A cohort of six patients, of whom so many have two real dose pairs; and their images."""
+    generator = np.random.default_rng(1)
+
+    def one():
+        return Slice(generator.integers(-1000, 500, (32, 32)).astype(np.int16), (1, 1), 2.0)
+
+    patients = [
+        PatientSlices(
+            f"{number:032x}",
+            [one()],
+            [SlicePair("dose", lq=one(), hq=one()) for _ in range(2 * (number < paired))],
+        )
+        for number in range(6)
+    ]
+    build_cohort(folder, patients, modality="CT")
+    return open_cohort(folder), [patient.pairs for patient in patients if patient.pairs]
+
+
+def test_a_contract_of_real_pairs_is_answered_from_them(site, tmp_path):
+    cohort, pairs = with_pairs(tmp_path / "paired", paired=5)
+    weights = honest_weights(REAL, kind="gradients", network="student", round=1)
+    reply = decode(site(request(contract=REAL), cohort=cohort))
+    assert reply.header.patients_at_least == 5
+    rows = []
+    for row in weights:
+        parts = []
+        for own in pairs:
+            sides = [
+                torch.tensor(np.stack([getattr(pair, side).pixels for pair in own]))[:, None]
+                for side in ("lq", "hq")
+            ]
+            lq, hq = ((side.float() + 1000) / 2000 for side in sides)
+            leaf = torch.tensor(row, requires_grad=True)
+            loss = restoration_loss(apply_network(TINY, leaf, lq), hq)
+            gradient = torch.autograd.grad(loss, leaf)[0]
+            parts.append(gradient * min(1.0, REAL.probes.clip_norm / float(gradient.norm())))
+        rows.append(torch.stack(parts))
+    # What one patient alone makes up more than half of is left out of a clear mean.
+    for values, parts in zip(reply.arrays["values"], rows, strict=True):
+        kept = torch.from_numpy(values != 0)
+        assert kept.float().mean() > 0.5
+        torch.testing.assert_close(
+            torch.from_numpy(values)[kept], parts.mean(dim=0)[kept], rtol=1e-3, atol=1e-7
+        )
+    # The same contract without them is answered for degraded images of all six.
+    other = decode(site(request(), cohort=cohort))
+    assert other.header.type == "summary"
+    assert not np.allclose(other.arrays["values"], reply.arrays["values"], rtol=0.1)
+
+
+@pytest.mark.parametrize("paired", [0, 4])
+def test_a_site_with_too_few_real_pairs_says_so(site, tmp_path, paired):
+    cohort, _ = with_pairs(tmp_path / "paired", paired=paired)
+    assert code_of(site(request(contract=REAL), cohort=cohort)) is RefusalCode.TOO_FEW_PAIRS
+    query = DryRunQueryHeader(contract=REAL, contract_digest=REAL.digest())
+    said = decode(site(encode(Message(header=query)), cohort=cohort)).header
+    assert (said.code, said.patients_at_least) == (RefusalCode.TOO_FEW_PAIRS, min(paired, 1))
