@@ -1,7 +1,8 @@
-"""What noised answers have cost the site's patients in privacy, for people and machines."""
+"""What was released, and what it cost the site's patients in privacy, for people and machines."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from shared.accounting import epsilon_of
@@ -18,8 +19,11 @@ class RunCost:
     contract: str
     """The contract's digest."""
     releases: int
-    epsilon: float
-    """Of these releases by themselves."""
+    releases_today: int
+    """Of them, those of the last 24 hours."""
+    gradients: int
+    epsilon: float | None
+    """Of these releases by themselves; None where they have no noise."""
     last: str
     """When the last of them was charged: ISO 8601, UTC."""
 
@@ -34,11 +38,13 @@ class Budget:
     """Of all releases together: usually less than the sum of the runs'."""
     epsilon_budget: float | None
     epsilon_left: float | None
+    releases_today: int
+    """Answers of the last 24 hours, noised or not."""
     gradients_released: int
     """In all answers, noised or not; at granularity patient each patient's."""
     max_gradients: int | None
     clear_runs_allowed: bool
-    """Whether the policy lets in runs without noise, which nothing here counts."""
+    """Whether the policy lets in runs without noise, which no epsilon bounds."""
     contracts: tuple[RunCost, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -57,26 +63,28 @@ class Budget:
         yield (
             f"  released: {self.gradients_released} gradients and descents, noised or not; {limit}"
         )
+        yield f"  in the last 24 hours: {_answers(self.releases_today)}"
         for run in self.contracts:
-            answers = "1 answer" if run.releases == 1 else f"{run.releases} answers"
+            cost = "no noise" if run.epsilon is None else f"epsilon {run.epsilon:.3g} by itself"
             yield (
-                f"  {run.name} ({run.contract[:16]}): {answers}, "
-                f"epsilon {run.epsilon:.3g} by itself, last on {run.last[:10]}"
+                f"  {run.name} ({run.contract[:16]}): {_answers(run.releases)}, "
+                f"{run.gradients} gradients, {cost}, last on {run.last[:10]}"
             )
-        if len(self.contracts) > 1:
+        if len([run for run in self.contracts if run.epsilon is not None]) > 1:
             yield "Runs together usually cost less than the sum of what each costs by itself."
         if self.clear_runs_allowed:
             yield (
-                "Answers without noise are allowed and not counted: no epsilon bounds what they "
-                "tell. policy.max_epsilon or policy.epsilon_budget ends them."
+                "Answers without noise are allowed: no epsilon bounds what they tell. "
+                "policy.max_epsilon or policy.epsilon_budget ends them."
             )
 
 
 def budget_of(ledger: Ledger, *, outbox: Outbox, site: str, policy: Policy) -> Budget:
     """What ``ledger`` and ``outbox`` say under ``policy``.
 
-    Raises ``LedgerError`` or ``OutboxError`` where one is damaged.
+    Raises ``LedgerError`` where the ledger is damaged, or lacks an answer of the outbox.
     """
+    ledger.refuse_unrecorded(outbox)
     charges = ledger.charges()
     runs: dict[str, list[Charge]] = {}
     for charge in charges:
@@ -89,7 +97,8 @@ def budget_of(ledger: Ledger, *, outbox: Outbox, site: str, policy: Policy) -> B
         epsilon_spent=total,
         epsilon_budget=limit,
         epsilon_left=None if limit is None else max(limit - total, 0.0),
-        gradients_released=sum(entry.gradients for entry in outbox.entries()),
+        releases_today=_today(charges),
+        gradients_released=sum(charge.gradients for charge in charges),
         max_gradients=policy.max_gradients,
         clear_runs_allowed=limit is None and policy.max_epsilon is None,
         contracts=tuple(
@@ -97,9 +106,20 @@ def budget_of(ledger: Ledger, *, outbox: Outbox, site: str, policy: Policy) -> B
                 name=of_run[-1].name,
                 contract=digest,
                 releases=len(of_run),
-                epsilon=epsilon_of(spent(of_run), delta=policy.delta),
+                releases_today=_today(of_run),
+                gradients=sum(charge.gradients for charge in of_run),
+                epsilon=epsilon_of(spent(of_run), delta=policy.delta) if spent(of_run) else None,
                 last=of_run[-1].charged.isoformat(),
             )
             for digest, of_run in runs.items()
         ),
     )
+
+
+def _today(charges: Sequence[Charge]) -> int:
+    since = datetime.now(UTC) - timedelta(hours=24)
+    return sum(charge.charged >= since for charge in charges)
+
+
+def _answers(count: int) -> str:
+    return "1 answer" if count == 1 else f"{count} answers"

@@ -222,16 +222,16 @@ def status(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
 
 @app.command()
 def budget(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Say what noised answers have cost in privacy, run by run, and what is left.
+    """Say what was released and what it cost in privacy, run by run, and what is left.
 
-    And how many gradients were released in all, noised or not. Counted in privacy are answers
-    under differential privacy: each is charged before it is given. Needs no worker.
+    Each answer, noised or not, is in the ledger before it is given; what it cost in privacy is
+    known of noised ones. Needs no worker.
     """
     from site_agent.budget import budget_of
     from site_agent.ledger import Ledger, LedgerError
-    from site_agent.outbox import Outbox, OutboxError
+    from site_agent.outbox import Outbox
 
-    with _told(LedgerError, OutboxError):
+    with _told(LedgerError):
         settings = read_settings(home)
         found = budget_of(
             Ledger(settings.ledger_path),

@@ -94,6 +94,12 @@ class Outbox:
             if answer.stat().st_mtime >= since:
                 yield _entry_of(answer)
 
+    def given(self) -> Iterator[tuple[str, int, int]]:
+        """Contract digest, round and attempt of each answer that is kept, in no order."""
+        for answer in self.folder.glob(f"*/*{_SUFFIX}"):
+            round, _, attempt = answer.stem.partition("-")
+            yield answer.parent.name, int(round), int(attempt or 1)
+
     def path(self, entry: Entry) -> Path:
         """The file of an answer."""
         return self._path(entry.contract, entry.round, entry.attempt)

@@ -1,7 +1,8 @@
-"""What a site gives in a time and in all: answers, hours, bytes, gradients, held against policy.
+"""What a site gives in a time: answers, hours, bytes, held against policy.
 
 Counted is what the outbox keeps, so that nothing an aggregator does can set it back; a repeated
-answer counts once. All of it is known before an image is read.
+answer counts once. All of it is known before an image is read. What is given in all is the
+ledger's to count.
 """
 
 import math
@@ -30,25 +31,21 @@ def answer_shape(
     return values_shape(header, tuple(weights), patients=patients)
 
 
-def gradients_left(contract: RunContract, *, cohort: Cohort, policy: Policy, outbox: Outbox) -> int:
-    """How many gradients and descents the rounds of a contract still ask for, all together."""
+def gradients_asked(contract: RunContract, *, cohort: Cohort, policy: Policy) -> int:
+    """How many gradients and descents the rounds of a contract ask for, all together."""
     blocks = 1
     if contract.granularity == "patient":
         blocks = min(cohort.patients, policy.max_patients)
         if contract.privacy.epsilon is not None:
             blocks = contract.privacy.patients
     probes = contract.probes.requests * len(contract.probes.depths) * blocks
-    digest = contract.digest()
-    given = sum(entry.gradients for entry in outbox.entries() if entry.contract == digest)
-    return max(contract.anchor.rounds + probes - given, 0)
+    return contract.anchor.rounds + probes
 
 
-def refuse_beyond_quota(
-    policy: Policy, outbox: Outbox, *, gradients: int = 1, size_bytes: int = 0
-) -> None:
-    """Refuses one more answer, of so many gradients and bytes, that a quota does not allow.
+def refuse_beyond_quota(policy: Policy, outbox: Outbox, *, size_bytes: int = 0) -> None:
+    """Refuses one more answer, of so many bytes, that a quota does not allow.
 
-    Raises ``RefusedError``: ``too-often`` for what comes back with time, else ``budget-spent``.
+    Raises ``RefusedError``: ``too-often``.
     """
     now = time.time()
     for period, seconds, allowed in (
@@ -63,14 +60,6 @@ def refuse_beyond_quota(
             )
     if policy.max_compute_hours_a_day is not None or policy.max_bytes_a_day is not None:
         _refuse_beyond_the_days(policy, outbox, since=now - DAY_S, size_bytes=size_bytes)
-    if policy.max_gradients is not None:
-        released = sum(entry.gradients for entry in outbox.entries())
-        if released + gradients > policy.max_gradients:
-            raise RefusedError(
-                RefusalCode.BUDGET_SPENT,
-                f"{gradients} gradients after {released} released, "
-                f"policy.max_gradients is {policy.max_gradients}",
-            )
 
 
 def size_of(shape: Sequence[int], *, masked: bool) -> int:

@@ -9,7 +9,7 @@ How a request is answered:
    request under that round is refused;
 4. no quota is used up (``quota.py``); the cohort is of the contract's modality
    and has enough patients; the weights are such as honest training gives (``guards.py``);
-5. charge the privacy ledger, where the contract has differential privacy (``ledger.py``);
+5. charge the ledger, in gradients and in privacy (``ledger.py``);
 6. compute, check the result, mask it for a secure sum;
 7. write its line into the audit log, whose head goes with it, and it to the outbox; return it.
 
@@ -54,7 +54,12 @@ from site_agent.consent import (
 )
 from site_agent.guards import weights_violation
 from site_agent.incidents import RefusedError, log, refuse
-from site_agent.ledger import Ledger, charge_for
+from site_agent.ledger import (
+    Ledger,
+    charge_for,
+    refuse_beyond_gradients,
+    refuse_unaffordable,
+)
 from site_agent.membership import Membership
 from site_agent.outbox import Entry, Outbox
 from site_agent.quota import (
@@ -154,14 +159,15 @@ def _summary(
     cohort = fit_cohort(contract, cohort, settings)
     shape = answer_shape(header, weights.shape, cohort=cohort, policy=settings.policy)
     refuse_beyond_quota(
-        settings.policy,
-        outbox,
-        gradients=gradients_in(shape),
-        size_bytes=size_of(shape, masked=member is not None),
+        settings.policy, outbox, size_bytes=size_of(shape, masked=member is not None)
     )
+    ledger, gradients = Ledger(settings.ledger_path), gradients_in(shape)
+    refuse_unaffordable(header, gradients=gradients, ledger=ledger, policy=settings.policy)
     _refuse_bad_weights(header, weights, outbox)
     asked = inquiry(header, arrays, cohort=cohort, settings=settings)
-    noise = charge_for(header, ledger=Ledger(settings.ledger_path), policy=settings.policy)
+    noise = charge_for(
+        header, gradients=gradients, ledger=ledger, outbox=outbox, policy=settings.policy
+    )
     if noise is not None:
         sampling = contract.privacy.sampling
         charged = {"noise_multiplier": noise, "sampling": sampling}
@@ -263,6 +269,8 @@ def _offer(
     )
     if answered is None:
         refuse_beyond_quota(settings.policy, outbox)
+        charges = Ledger(settings.ledger_path).charges()
+        refuse_beyond_gradients(charges, 1, settings.policy)
     return membership_of(settings, outbox).offer(query)
 
 

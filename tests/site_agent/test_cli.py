@@ -285,10 +285,10 @@ def test_budget_says_what_was_spent_and_what_needs_a_fix(invoke, tmp_path):
     assert found["site"] == "site-a"
     assert (found["epsilon_spent"], found["epsilon_left"], found["contracts"]) == (0, 8.0, [])
     read_settings(home).ledger_path.mkdir()
-    (read_settings(home).ledger_path / "charges.json").write_text("{}")
+    (read_settings(home).ledger_path / "ledger.sqlite").write_text("no database at all " * 9)
     damaged = invoke("budget")
     assert damaged.exit_code == 2
-    assert "charges.json: is damaged" in damaged.output
+    assert "ledger.sqlite: is damaged" in damaged.output
 
 
 def test_policy_says_what_is_allowed_and_makes_a_lost_file_anew(invoke, tmp_path):

@@ -32,9 +32,9 @@ def outbox(tmp_path):
     return made
 
 
-def refused(outbox, *, gradients=1, size_bytes=0, **limits):
+def refused(outbox, *, size_bytes=0, **limits):
     try:
-        refuse_beyond_quota(Policy(**limits), outbox, gradients=gradients, size_bytes=size_bytes)
+        refuse_beyond_quota(Policy(**limits), outbox, size_bytes=size_bytes)
     except RefusedError as error:
         return error.code
     return None
@@ -47,12 +47,10 @@ def refused(outbox, *, gradients=1, size_bytes=0, **limits):
         ("max_requests_a_day", 3, 2, RefusalCode.TOO_OFTEN),
         ("max_compute_hours_a_day", 1.01, 1.0, RefusalCode.TOO_OFTEN),
         ("max_bytes_a_day", 2500, 2499, RefusalCode.TOO_OFTEN),
-        # All three count for ever.
-        ("max_gradients", 18, 17, RefusalCode.BUDGET_SPENT),
     ],
 )
 def test_a_quota_counts_what_was_given_and_what_is_asked(outbox, limit, enough, too_little, code):
-    asked = {"gradients": 6, "size_bytes": 500}
+    asked = {"size_bytes": 500}
     assert refused(outbox, **asked) is None
     assert refused(outbox, **asked, **{limit: enough}) is None
     assert refused(outbox, **asked, **{limit: too_little}) is code
