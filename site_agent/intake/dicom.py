@@ -22,23 +22,18 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
-from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
-    ExplicitVRBigEndian,
-    ImplicitVRLittleEndian,
     LegacyConvertedEnhancedCTImageStorage,
     LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
 )
 
 from site_agent.intake.acquisition import Acquisition, acquisition
-from site_agent.intake.elements import integer, number, numbers, text, texts
-from site_agent.intake.enhanced import FUNCTIONAL_GROUPS, frame_headers
+from site_agent.intake.elements import header_elements, integer, number, numbers, text, texts
+from site_agent.intake.enhanced import frame_headers
 from site_agent.intake.geometry import Plane, axial_plane
 from site_agent.intake.hounsfield import hounsfield, padded
 from site_agent.intake.placement import Placement, placement, stored_values
@@ -61,43 +56,6 @@ ENHANCED = frozenset(
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and what it begins: its multi-frame kinds
 MAX_IDENTIFIER = 1024
 
-_HEADER_TAGS = [
-    "BitsAllocated",
-    "BitsStored",
-    "BurnedInAnnotation",
-    "Columns",
-    "ConvolutionKernel",
-    "EchoTime",
-    "Exposure",
-    "FrameOfReferenceUID",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "ImageType",
-    "Manufacturer",
-    "Modality",
-    "NumberOfFrames",
-    "PatientID",
-    "PhotometricInterpretation",
-    "PixelPaddingRangeLimit",
-    "PixelPaddingValue",
-    "PixelRepresentation",
-    "PixelSpacing",
-    "ProtocolName",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
-    "Rows",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SamplesPerPixel",
-    "SeriesDescription",
-    "SeriesInstanceUID",
-    "SliceThickness",
-    "StudyInstanceUID",
-    *FUNCTIONAL_GROUPS,
-]
-_TAGS = [tag for keyword in _HEADER_TAGS if (tag := tag_for_keyword(keyword)) is not None]
-_PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 # Identifiers that de-identification tools give to everybody: they name no one patient.
 _NOBODY = {"", "NONE", "UNKNOWN", "ANON", "ANONYMOUS", "ANONYMIZED", "ANONYMISED", "REMOVED"}
 
@@ -144,13 +102,7 @@ def read_headers(
         modified_ns = os.fstat(file.fileno()).st_mtime_ns
         syntax, begin = transfer_syntax(file)
         source, length = dataset_bytes(file, syntax, begin)
-        header = read_dataset(
-            source,
-            syntax == ImplicitVRLittleEndian,
-            syntax != ExplicitVRBigEndian,
-            stop_when=_at_pixels,
-            specific_tags=_TAGS,
-        )
+        header = header_elements(source, syntax)
         kind = _refuse_unwanted(header, modality)
         if sequence is not None and not any(
             names_sequence(text(header, keyword), sequence)
@@ -225,10 +177,6 @@ def _reading() -> Iterator[None]:
         raise
     except Exception:
         raise Skipped(SkipReason.UNREADABLE) from None
-
-
-def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return tag in _PIXEL_TAGS
 
 
 def _slice(

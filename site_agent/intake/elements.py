@@ -7,13 +7,90 @@ so plain (text in another character set, an unexpected representation) is left t
 """
 
 from collections.abc import Sequence
+from io import BytesIO
+from typing import BinaryIO
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from site_agent.intake.enhanced import FUNCTIONAL_GROUPS
+
+_HEADER_TAGS = [
+    "BitsAllocated",
+    "BitsStored",
+    "BurnedInAnnotation",
+    "Columns",
+    "ConvolutionKernel",
+    "EchoTime",
+    "Exposure",
+    "FrameOfReferenceUID",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "ImageType",
+    "Manufacturer",
+    "Modality",
+    "NumberOfFrames",
+    "PatientID",
+    "PhotometricInterpretation",
+    "PixelPaddingRangeLimit",
+    "PixelPaddingValue",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "ProtocolName",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RescaleType",
+    "Rows",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SamplesPerPixel",
+    "SeriesDescription",
+    "SeriesInstanceUID",
+    "SliceThickness",
+    "StudyInstanceUID",
+    *FUNCTIONAL_GROUPS,
+]
+_TAGS: list[BaseTag | int] = [
+    tag for keyword in _HEADER_TAGS if (tag := tag_for_keyword(keyword)) is not None
+]
+_HEAD_BYTES = 64 * 2**10
+
+PIXEL_ELEMENT_BYTES = 12
+"""The longest form of what precedes the pixel data's value."""
+_PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _STRINGS = frozenset({None, "CS", "DS", "IS", "LO", "SH", "UI"})
 _SHORTS = frozenset({None, "SS", "US"})
+
+
+def header_elements(source: BinaryIO, syntax: UID) -> Dataset:
+    """What intake asks for; ``source`` stands at a dataset's beginning, and then at its pixels."""
+
+    def read(part: BinaryIO) -> Dataset:
+        return read_dataset(
+            part,
+            syntax == ImplicitVRLittleEndian,
+            syntax != ExplicitVRBigEndian,
+            stop_when=_at_pixels,
+            specific_tags=_TAGS,
+        )
+
+    begin = source.tell()
+    head = source.read(_HEAD_BYTES)
+    part = BytesIO(head)  # in memory: pydicom asks a file for its position five times an element
+    header = read(part)
+    if part.tell() + PIXEL_ELEMENT_BYTES <= len(head):
+        source.seek(begin + part.tell())
+        return header
+    source.seek(begin)
+    return read(source)
+
+
+def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return tag in _PIXEL_TAGS
 
 
 def texts(elements: Dataset, keyword: str) -> list[str]:

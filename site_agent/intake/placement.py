@@ -20,7 +20,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from site_agent.intake.elements import integer, number, text
+from site_agent.intake.elements import PIXEL_ELEMENT_BYTES, integer, number, text
 from site_agent.intake.reasons import Skipped, SkipReason
 from site_agent.intake.strictness import STRICT
 from site_agent.intake.syntaxes import dataset_bytes, opened
@@ -156,8 +156,8 @@ def _pixel_element(file: BinaryIO, *, implicit: bool, little: bool) -> tuple[str
     """Value representation and declared length of the pixel data, and where its value begins."""
     order: Literal["little", "big"] = "little" if little else "big"
     begin = file.tell()
-    head = file.read(12)
-    if len(head) < 12:
+    head = file.read(PIXEL_ELEMENT_BYTES)
+    if len(head) < PIXEL_ELEMENT_BYTES:
         raise Skipped(SkipReason.TRUNCATED)
     if (int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)) != (0x7FE0, 0x0010):
         # Pixels as floating point numbers (C.7.6.24) belong to maps, not to CT or MR images.
