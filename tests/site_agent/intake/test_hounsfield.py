@@ -61,3 +61,17 @@ def test_metal_beyond_int16_is_clipped_not_wrapped():
     stored = np.array([[32767, 0]], np.int16)
     hu = hounsfield(stored, slope=2, intercept=0, bits_allocated=16, padding=None)
     assert hu.tolist() == [[32767, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+@pytest.mark.parametrize("intercept", [-8192.0, -1024.0, 0.0, 7.0, 30000.0])
+@pytest.mark.parametrize("padding", [None, (-32000, -32000)])
+def test_every_stored_value_alone_is_what_it_is_among_all(dtype, intercept, padding):
+    """Narrow ranges are added to, wide ones looked up: both by one formula."""
+    every = np.arange(2**16, dtype=np.uint16).view(dtype)
+    settings = {"slope": 1.0, "intercept": intercept, "bits_allocated": 16, "padding": padding}
+    together = hounsfield(every.reshape(256, 256), **settings).ravel()
+    for begin in range(0, 2**16, 512):
+        some = every[begin : begin + 512]
+        alone = hounsfield(some.reshape(1, 512), **settings).ravel()
+        np.testing.assert_array_equal(alone, together[begin : begin + 512])
