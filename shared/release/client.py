@@ -25,7 +25,6 @@ from shared.release.errors import (
     MissingFileError,
     NetworkError,
     NotFoundError,
-    RollbackError,
     SwappedVersionError,
     UnsignedError,
     WithdrawnError,
@@ -312,9 +311,10 @@ def _file_url(reference: Reference, *, url: str, revision: str, path: str) -> st
 def _check_asked_for(reference: Reference, verified: Verified, *, head: Head) -> None:
     version = verified.version
     given = f"{version.namespace}/{version.name}@v{version.number}"
-    asked = f"{reference.namespace}/{reference.name}@{reference.revision}"
+    revision = f"v{head.number}" if reference.newest else reference.revision
+    asked = f"{reference.namespace}/{reference.name}@{revision}"
     same_version = (
-        reference.newest
+        (reference.newest and version.number == head.number)
         or reference.revision == f"v{version.number}"
         or reference.revision == verified.digest[:40]
     )
@@ -323,13 +323,6 @@ def _check_asked_for(reference: Reference, verified: Verified, *, head: Head) ->
     ):
         raise SwappedVersionError(
             VERSION, f"the server sent {given} in place of {asked}", "tell the publisher"
-        )
-    if reference.newest and version.number < head.number:
-        raise RollbackError(
-            VERSION,
-            f"the server offers version {version.number} as the newest, its head names version "
-            f"{head.number}",
-            "tell the publisher",
         )
     if version.number == head.number and verified.digest != head.manifest_sha256:
         raise SwappedVersionError(
