@@ -18,6 +18,7 @@ from site_agent.frames import call
 from site_agent.importer.cli import app as importer
 from site_agent.kit import ENROLMENT_FILE
 from site_agent.policy_file import POLICY_FILE, default_policy_text
+from site_agent.quality.command import report
 from site_agent.records import audit, outbox
 from site_agent.settings import SiteSettings, read_settings
 
@@ -100,31 +101,33 @@ def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """
     from site_agent.intake import IntakeError, read_folder
     from site_agent.intake.reasons import IntakeReport
+    from site_agent.intake.record import keep_record
 
     with _told(IntakeError, interrupted="The cohort is as it was; run it again to go on."):
         settings = read_settings(home)
         with intake_progress() as on_progress:
-            report = IntakeReport(on_progress=on_progress)
+            seen = IntakeReport(on_progress=on_progress)
             patients = read_folder(
                 settings.images,
                 pseudonym_key=pseudonym_key(settings),
                 slices_per_patient=settings.slices_per_patient,
-                report=report,
+                report=seen,
                 modality=settings.modality,
                 sequence=settings.sequence,
                 memory=settings.cohort_path,
             )
             try:
-                build_cohort(settings.cohort_path, patients, modality=settings.modality)
+                cohort = build_cohort(settings.cohort_path, patients, modality=settings.modality)
             except CohortError as error:
-                raise CohortError(f"{error} ({report.summary()})") from None
+                raise CohortError(f"{error} ({seen.summary()})") from None
+        keep_record(settings.cohort_path, seen, data=cohort.index.data)
     if as_json:
-        print(json.dumps(report.as_json()))
+        print(json.dumps(seen.as_json()))
         return
-    print(report.summary())
-    if report.not_needed:
-        print(f"{report.not_needed} more slices were good but not needed")
-    if report.patients < settings.policy.min_patients:
+    print(seen.summary())
+    if seen.not_needed:
+        print(f"{seen.not_needed} more slices were good but not needed")
+    if seen.patients < settings.policy.min_patients:
         print(
             f"The site's policy wants {settings.policy.min_patients} patients: "
             "requests will be refused."
@@ -297,6 +300,7 @@ def kernel_fit(
 
 
 app.command()(outbox)
+app.command()(report)
 
 
 def _ask_status(settings: SiteSettings) -> StatusHeader | None:

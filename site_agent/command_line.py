@@ -1,6 +1,6 @@
 """What all commands of ``site-agent`` have in common: options, exit codes, failures, progress."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -62,12 +62,24 @@ class _ProgressListener:
 @contextmanager
 def intake_progress() -> Iterator[_ProgressListener]:
     """A bar for intake, whose listener it gives; gone when it is left."""
-    with Progress(
+    with _progress() as progress:
+        yield _ProgressListener(progress)
+
+
+@contextmanager
+def bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time that is left; it gives what takes how much is done, of how much."""
+    with _progress() as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _progress() -> Progress:
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-    ) as progress:
-        yield _ProgressListener(progress)
+    )

@@ -110,6 +110,7 @@ def test_every_choice_of_a_contract_is_documented() -> None:
                 "audit verify",
                 "outbox",
                 "kernel-fit",
+                "report",
             ],
         ),
         (

@@ -52,10 +52,10 @@ def inventory_of(candidates: Mapping[str, Sequence[Candidate]]) -> Inventory:
 
 
 def between(value: float | None, edges: Sequence[float]) -> str:
-    """The range of ``value`` among those that end at ``edges``, in words."""
+    """The range of ``value`` among those that end at ``edges``, each its end's own, in words."""
     if value is None:
         return UNSAID
     for low, high in zip((None, *edges), edges, strict=False):
         if value <= high:
-            return f"up to {high:g}" if low is None else f"above {low:g} to {high:g}"
+            return f"up to {high:g}" if low is None else f"{low:g} to {high:g}"
     return f"above {edges[-1]:g}"

@@ -359,11 +359,18 @@ def test_nothing_of_a_studys_identifiers_leaves_its_folder(tmp_path: Path) -> No
             told[f"answer to {name}"] = call(home / "worker.sock", payload, timeout_s=120)
         run("status", "--home", str(home))
     run("budget", "--home", str(home), "--json")
+    run("report", "--home", str(home))  # the page lies in the home, which is searched below
+    reported = json.loads(run("report", "--home", str(home), "--json"))
+    # Every file's maker and kernel is a canary.
+    assert (
+        set(reported["inventory"]["makers"]) == set(reported["inventory"]["kernels"]) == {"other"}
+    )
     run("kernel-fit", "--sharp", str(study), "--soft", str(study))
     told["worker"] = (tmp_path / "worker.out").read_bytes()
     for file in sorted(path for path in home.rglob("*") if path.is_file()):
         told[str(file.relative_to(home))] = file.read_bytes()
         told[f"name of {file.relative_to(home)}"] = str(file.relative_to(home)).encode()
+    assert b"not-an-image" in told["report.html"]
     assert b"summary" in told["answer to descent"]
     assert b"summary" in told["answer to gradients"]
     assert len(told) > 25

@@ -7,7 +7,7 @@ from site_agent.intake.reasons import IntakeReport
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(None, "not said"), (1, "up to 1"), (1.5, "above 1 to 2"), (2.01, "above 2")],
+    [(None, "not said"), (1, "up to 1"), (1.5, "1 to 2"), (2.01, "above 2")],
 )
 def test_ranges_in_words(value, words):
     assert between(value, (1, 2)) == words
@@ -34,5 +34,5 @@ def test_series_are_counted_by_what_they_are(tmp_path, write_slice):
     assert (found.patients, found.series) == (2, 3)
     assert found.kernels == {"B30f": 1, "not said": 2}
     assert found.makers == {"not said": 1, "other": 1, "Siemens": 1}
-    assert found.thickness_mm == {"above 1.75 to 2.5": 2, "above 5 to 7.5": 1}
-    assert found.slices == {"above 1 to 4": 1, "up to 1": 2}
+    assert found.thickness_mm == {"1.75 to 2.5": 2, "5 to 7.5": 1}
+    assert found.slices == {"1 to 4": 1, "up to 1": 2}
