@@ -4,8 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from aggregator.api.datasets import Part, find_version, strict
-from aggregator.api.errors import ApiError, not_found
+from aggregator.api.datasets import Part, find_dataset, strict
+from aggregator.api.errors import ApiError
 from aggregator.catalog import Catalog
 from aggregator.heads import Heads
 from aggregator.publisher_keys import PublisherKeys
@@ -38,14 +38,11 @@ def publisher_keys(request: Request) -> dict[str, Any]:
 @router.get("/api/datasets/{namespace}/{name}/head", dependencies=strict)
 def head(request: Request, namespace: Part, name: Part) -> dict[str, Any]:
     """Which version is the newest and which are withdrawn, signed, until it expires."""
-    find_version(request, namespace, name, "main")
+    find_dataset(request, namespace, name)
     catalog: Catalog = request.app.state.catalog
     heads: Heads = request.app.state.heads
     published = catalog.head(namespace, name)
-    if published is None:
-        raise not_found(
-            "RepoNotFound", f"no dataset {namespace}/{name}", "GET /api/datasets lists them"
-        )
+    assert published is not None
     try:
         return heads.signed(namespace, name, published).model_dump(mode="json")
     except LocalError:
