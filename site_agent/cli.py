@@ -11,9 +11,17 @@ from rich.console import Console
 from shared.messages import Message, MessageError, StatusHeader, StatusQueryHeader, decode, encode
 from shared.threads import yield_cores
 from site_agent.cohort import CohortError, build_cohort
-from site_agent.command_line import DEFAULT_HOME, EXIT_FAILED, Home, Json, intake_progress
+from site_agent.command_line import (
+    DEFAULT_HOME,
+    EXIT_FAILED,
+    Form,
+    Home,
+    Json,
+    intake_progress,
+)
 from site_agent.command_line import told as _told
 from site_agent.enrolment import enrol, pseudonym_key
+from site_agent.events import LogFormat, begin
 from site_agent.frames import call
 from site_agent.importer.cli import app as importer
 from site_agent.kit import ENROLMENT_FILE
@@ -167,7 +175,7 @@ def preflight(
 
 
 @app.command()
-def worker(home: Home = DEFAULT_HOME) -> None:
+def worker(home: Home = DEFAULT_HOME, log_format: Form = LogFormat.AUTO) -> None:
     """Answer requests on the home's Unix socket, until stopped. Uses no network.
 
     FEDSTILL_THREADS limits the threads. What goes wrong is in the home's logs/worker.log, under
@@ -177,26 +185,32 @@ def worker(home: Home = DEFAULT_HOME) -> None:
     from site_agent.service import ServiceError, serve
 
     with _told(ServiceError):
-        serve(read_settings(home), say=_say)
+        settings = read_settings(home)
+        begin("worker", log_format)
+        serve(settings)
 
 
 @app.command()
-def connect(home: Home = DEFAULT_HOME) -> None:
+def connect(home: Home = DEFAULT_HOME, log_format: Form = LogFormat.AUTO) -> None:
     """Connect the site to the aggregator, and stay connected. Reads no image."""
-    with _told():
-        settings = read_settings(home)
+    from site_agent.monitoring import MonitoringError
+
+    with _told(MonitoringError):
+        settings = read_settings(home, policy=False)
         from site_agent.supernode import connect as connect_site
 
+        begin("connector", log_format)
         raise typer.Exit(connect_site(settings))
 
 
 @app.command()
-def up(home: Home = DEFAULT_HOME) -> None:
+def up(home: Home = DEFAULT_HOME, log_format: Form = LogFormat.AUTO) -> None:
     """Run worker and connect together, each started again when it fails. Stop with Ctrl-C."""
     from site_agent.supervision import SupervisionError, keep_up
 
     with _told(SupervisionError):
-        keep_up(read_settings(home), say=_say)
+        settings = read_settings(home)
+        keep_up(settings, form=begin("site", log_format), say=_say)
 
 
 @app.command()

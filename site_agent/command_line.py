@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from site_agent.cohort import CohortError
+from site_agent.events import LogFormat
 from site_agent.settings import SettingsError
 
 EXIT_FAILED = 1
@@ -19,6 +20,14 @@ Home = Annotated[
     Path,
     typer.Option(
         "--home", envvar="FEDSTILL_SITE_HOME", help="The site's folder: settings, keys, cohort."
+    ),
+]
+Form = Annotated[
+    LogFormat,
+    typer.Option(
+        "--log-format",
+        envvar="FEDSTILL_LOG_FORMAT",
+        help="One line an event: json, or text; auto is text in a terminal.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]

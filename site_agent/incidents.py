@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shared.messages import RefusalCode, encode, refusal
 from site_agent.audit import AuditError, AuditLog
+from site_agent.events import Event, note
 
 LOG_FILE = "worker.log"
 MAX_LOG_BYTES = 10 * 2**20
@@ -28,6 +29,7 @@ class RefusedError(Exception):
 def incident_of(code: RefusalCode, error: Exception) -> str:
     """A new incident id, under which the site's own log holds what happened."""
     incident = secrets.token_hex(6)
+    note(Event.REFUSED, code=code.value, incident=incident)
     if isinstance(error, RefusedError):
         log.warning("incident %s: refused (%s): %s", incident, code.value, error)
     else:

@@ -12,14 +12,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import flwr.supernode.fleet_http_connection as connection
 import flwr.supernode.start_client_internal as loop
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import RunNotRunningException
 
+from site_agent.environment import CONTACT_VARIABLE
 from site_agent.superexec import CHILD_LIFE_S, replace, replace_sleep
 
 ACTIVE_POLL_S = 0.25
@@ -29,6 +34,8 @@ ACTIVE_FOR_S = 30.0
 REPLY_POLL_S = 0.03
 MAX_REPLY_POLL_S = 0.25
 FIRST_BACKOFF_S = 0.1
+CONTACT_EVERY_S = 1.0
+"""How often at most the time of the last contact is written down."""
 EMPTY_INBOX_S = 3
 """The pause that Flower makes where no message was there; the others wait for the ClientApp."""
 
@@ -63,16 +70,43 @@ class Pulse:
             time.sleep(IDLE_POLL_S)
 
 
+class Contact:
+    """Keeps the time at which the aggregator last answered, as the time of a file's change."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._kept = path, float("-inf")
+
+    def now(self) -> None:
+        """It has answered. That this cannot be kept, on a full disk, stops nothing."""
+        if time.monotonic() - self._kept >= CONTACT_EVERY_S:
+            self._kept = time.monotonic()
+            with suppress(OSError):
+                self._path.touch(mode=0o600)
+
+    def after(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A step that has an answer where it returns one, or does not raise."""
+
+        def attempt(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            if result is not False:  # what a heartbeat that failed returns
+                self.now()
+            return result
+
+        return attempt
+
+
 def main(secret_file: str) -> None:
     """Runs ``flower-supernode`` with the rest of the command line; does not return."""
     wake_read, wake_write = os.pipe()
     pulse = Pulse(wake_write)
+    contact = Contact(Path(os.environ[CONTACT_VARIABLE]))
     pull_message = loop._pull_and_store_message
     start = command.start_client_internal
 
     def pull_and_wake(**kwargs: Any) -> int | None:
         for step in ("pull_object", "confirm_message_received"):
             kwargs[step] = abandoning(kwargs[step])
+        kwargs["receive"] = contact.after(kwargs["receive"])
         run_id: int | None = pull_message(**kwargs)
         if run_id is not None:
             pulse.message_arrived()
@@ -90,6 +124,7 @@ def main(secret_file: str) -> None:
         threading.Thread(target=_end_with, args=[executor], daemon=True).start()
         start(runtime_api_address=runtime_api_address, **kwargs)
 
+    replace(connection, "HeartbeatSender", lambda beat: HeartbeatSender(contact.after(beat)))
     replace_sleep(loop, pulse.sleep)
     replace(loop, "_pull_and_store_message", pull_and_wake)
     replace(loop, "pull_objects", partial(pull_objects, initial_backoff=FIRST_BACKOFF_S))

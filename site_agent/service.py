@@ -13,10 +13,19 @@ from pathlib import Path
 from types import FrameType
 
 from shared.frozen import Frozen
-from shared.messages import DryRunQueryHeader, MessageError, RefusalCode, StatusQueryHeader, decode
+from shared.messages import (
+    DryRunQueryHeader,
+    MessageError,
+    RefusalCode,
+    StatusQueryHeader,
+    decode,
+    patient_bucket,
+)
 from site_agent.audit import AuditError, AuditLog
 from site_agent.cohort import INDEX_FILE, Cohort, CohortError, open_cohort
 from site_agent.enrolment import complete_enrolment
+from site_agent.events import TALLY, Event, note
+from site_agent.figures import QUESTION, figures_of
 from site_agent.frames import MAX_FRAME_BYTES, recv_frame, send_frame, socket_address
 from site_agent.incidents import RefusedError, log, log_to, refuse
 from site_agent.outbox import Outbox
@@ -62,6 +71,7 @@ class CurrentCohort:
             except (OSError, CohortError, AuditError) as error:
                 if self._stamp is not None or self._cohort is not None:
                     log.error("cohort lost: %s", error)
+                    note(Event.COHORT_LOST)
                 self._cohort = self._stamp = None
             return self._cohort
 
@@ -101,8 +111,8 @@ class CurrentPolicy:
         return information.st_ino, information.st_mtime_ns, information.st_size
 
 
-def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
-    """Answers requests until SIGTERM or SIGINT; says ``worker ready`` once it listens.
+def serve(settings: SiteSettings) -> None:
+    """Answers requests until SIGTERM or SIGINT; notes ``worker ready`` once it listens.
 
     Raises ``ServiceError`` where another worker runs on this home or the socket cannot be made,
     ``SettingsError`` where a key of the site has been damaged.
@@ -143,19 +153,45 @@ def serve(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
                 return refuse(site=settings.name, code=reason.code, error=reason, audit=audit)
             return answer(payload, settings=allowed, cohort=current.get(), outbox=outbox)
 
-    with _only_worker(settings.home), _listener(settings.socket_path) as listener:
+    def figures(payload: bytes) -> bytes:
+        if payload != QUESTION:
+            return b""
+        try:
+            policy.get()
+            valid = True
+        except (PolicyError, AuditError, OSError):
+            valid = False
+        cohort = current.get()
+        return figures_of(
+            TALLY,
+            version=package_version(),
+            policy_valid=valid,
+            patients_at_least=patient_bucket(cohort.patients if cohort else 0),
+            cohort_present=cohort is not None,
+        )
+
+    shared = settings.is_apart
+    if shared:
+        _refuse_open_folder(settings.socket_path.parent)
+    with (
+        _only_worker(settings.home),
+        _listener(settings.socket_path, shared=shared) as listener,
+        _listener(settings.figures_path, shared=shared) as monitoring,
+    ):
         try:
             audit.append("started", version=package_version(), policy=settings.policy.digest())
         except AuditError as error:
             raise ServiceError(str(error)) from None
         cohort = current.get()
-        indexed = f"{cohort.patients} patients" if cohort else "nothing indexed yet"
-        say(f"worker ready: {settings.name}, {indexed}, {device()}, {settings.socket_path}")
-        log.info("ready: %s, %s", indexed, device())
+        patients = cohort.patients if cohort else 0
+        note(Event.WORKER_READY, site=settings.name, patients=patients, device=str(device()))
+        asked = threading.Thread(target=_accept, args=(monitoring, figures, stop), daemon=True)
+        asked.start()
         _accept(listener, respond, stop)
+        asked.join()
         with suppress(AuditError):
             audit.append("stopped")
-    log.info("stopped")
+    note(Event.WORKER_STOPPED)
     if computing.locked():
         # A computation cannot be interrupted; none of it was sent, and it starts anew when asked.
         sys.stdout.flush()
@@ -191,6 +227,7 @@ def _converse(
             send_frame(connection, reply)
     except OSError as error:
         log.warning("a connection broke: %s", error)
+        note(Event.CONNECTION_BROKE)
     finally:
         slots.release()
 
@@ -217,13 +254,29 @@ def _only_worker(home: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _refuse_open_folder(folder: Path) -> None:
+    """Whoever reaches the socket may ask the worker: its folder says who does."""
+    try:
+        open_to_all = folder.stat().st_mode & 0o007
+    except OSError as error:
+        raise ServiceError(
+            f"{folder}: {error.strerror}; make the folder of `socket` (site.toml), mode 750, of "
+            "this user and of a group that the connector's user is in"
+        ) from None
+    if open_to_all:
+        raise ServiceError(f"{folder}: is open to all users; chmod 750 it")
+
+
 @contextmanager
-def _listener(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at ``path``, mode 0600, in place of what a killed worker left there."""
+def _listener(path: Path, *, shared: bool) -> Iterator[socket.socket]:
+    """A listening socket at ``path``, in place of what a killed worker left there.
+
+    Mode 0600, or 0660 where it is ``shared`` with the worker's group.
+    """
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         # From its first instant on nobody else may connect.
-        before = os.umask(0o177)
+        before = os.umask(0o117 if shared else 0o177)
         try:
             with socket_address(path) as address:
                 listener.bind(address)

@@ -37,6 +37,12 @@ class SiteSettings(Frozen):
     slices_per_patient: int = Field(
         32, ge=1, le=512, description="slices kept of one patient, evenly spaced"
     )
+    socket: Path = Field(
+        Path("worker.sock"), description="the worker's Unix socket; from the site's home"
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="port on loopback for metrics and health; 0: none"
+    )
     policy: Policy = Policy()
     importer: ImporterSettings = ImporterSettings()
 
@@ -94,7 +100,22 @@ class SiteSettings(Frozen):
     @property
     def socket_path(self) -> Path:
         """The worker's Unix socket."""
-        return self.home / "worker.sock"
+        return self.home / self.socket.expanduser()
+
+    @property
+    def figures_path(self) -> Path:
+        """The worker's other Unix socket, for its figures (``figures.py``)."""
+        return self.socket_path.with_name("figures.sock")
+
+    @property
+    def contact_path(self) -> Path:
+        """Changed last when the aggregator last answered."""
+        return self.home / "flower" / "contact"
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether worker and connector are two users with a home each (``apart.py``)."""
+        return self.socket_path.parent != self.home
 
     @property
     def logs_path(self) -> Path:
@@ -102,8 +123,10 @@ class SiteSettings(Frozen):
         return self.home / "logs"
 
 
-def read_settings(home: Path) -> SiteSettings:
+def read_settings(home: Path, *, policy: bool = True) -> SiteSettings:
     """Reads ``home/site.toml`` and ``policy.toml``; a relative ``images`` is taken from ``home``.
+
+    The policy is the worker's: where the connector has a home of its own, it is read without.
 
     Raises ``SettingsError`` naming the field (or the line) and the fix.
     """
@@ -131,6 +154,8 @@ def read_settings(home: Path) -> SiteSettings:
         document["images"] = home / Path(images).expanduser()
     try:
         settings = SiteSettings.model_validate({**document, "home": home})
+        if not policy and settings.is_apart:
+            return settings
         return settings.model_copy(update={"policy": read_policy(home)})
     except PolicyError as error:
         raise SettingsError(str(error)) from None

@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -24,7 +23,9 @@ from shared.processes import (
     stop_all,
     wait_for_line,
 )
-from site_agent.environment import SITE_VARIABLE, SOCKET_VARIABLE
+from site_agent.environment import CONTACT_VARIABLE, SITE_VARIABLE, SOCKET_VARIABLE
+from site_agent.events import Event, Note, note
+from site_agent.monitoring import monitored
 from site_agent.settings import SiteSettings
 
 CONNECTED_LINE = "SuperNode ID"
@@ -37,22 +38,25 @@ GRACE_S = 8.0
 EXPLANATIONS = (
     (
         "[code: 2004]",
+        "key-refused",
         "the aggregator does not accept this site's key, or no longer: hand it enrolment.json "
         "(`aggregator site add`); after a crash of this site it accepts the key again in a minute",
     ),
     (
         "CERTIFICATE_VERIFY_FAILED",
+        "certificate-refused",
         "aggregator-ca.crt does not vouch for the aggregator, or its certificate has another name: "
         "check the address in site.toml, and ask for a new kit (`site-agent join`)",
     ),
 )
-"""Signs in what the SuperNode wrote, and what they mean to the site's staff."""
+"""Signs in what the SuperNode wrote, a code, and what they mean to the site's staff."""
 
 
 def connect(settings: SiteSettings) -> int:
     """Connects the site and stays connected until SIGTERM or SIGINT; gives the exit code.
 
-    Prints ``supernode ready`` once connected, and why not where it is not.
+    Notes ``supernode ready`` once connected, and why not where it is not. Raises
+    ``MonitoringError`` where the metrics' port is not to be had.
     """
     for path, fix in (
         (settings.key_path, "run `site-agent init` first"),
@@ -65,38 +69,41 @@ def connect(settings: SiteSettings) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    keep_connected(settings, stop=stop, say=typer.echo)
+    with monitored(settings):
+        keep_connected(settings, stop=stop)
     return 0
 
 
-def keep_connected(
-    settings: SiteSettings, *, stop: threading.Event, say: Callable[[str], None]
-) -> None:
-    """Starts the SuperNode again whenever it ends, until ``stop`` is set."""
+def keep_connected(settings: SiteSettings, *, stop: threading.Event, note: Note = note) -> None:
+    """Starts the SuperNode again whenever it ends, until ``stop`` is set.
+
+    The aggregator may be away for any time, at the start too: the SuperNode tries again for ever,
+    20 s apart at most, and so does this loop where it ends.
+    """
     pause_s = RESTART_AFTER_S
     while not stop.is_set():
         process = start_supernode(settings)
         try:
-            if _await_connection(process, stop=stop, address=settings.aggregator, say=say):
+            if _await_connection(process, stop=stop, note=note):
                 pause_s = RESTART_AFTER_S
-                say(f"supernode ready: {settings.name} at {settings.aggregator}")
+                note(Event.SUPERNODE_READY, site=settings.name, aggregator=settings.aggregator)
             while process.poll() is None and not stop.wait(0.5):
                 pass
             if not stop.is_set():
-                say(f"not connected: {explain_end(process.lines())}; trying again")
+                reason, hint = explain_end(process.lines())
+                note(Event.NOT_CONNECTED, reason=reason, hint=f"{hint}; trying again")
         finally:
             stop_all([process], grace_s=GRACE_S)
         stop.wait(pause_s)
         pause_s = min(2 * pause_s, MAX_RESTART_AFTER_S)
 
 
-def _await_connection(
-    process: Process, *, stop: threading.Event, address: str, say: Callable[[str], None]
-) -> bool:
+def _await_connection(process: Process, *, stop: threading.Event, note: Note) -> bool:
     patience = time.monotonic() + QUIET_FOR_S
     while process.poll() is None and not stop.is_set():
         if time.monotonic() > patience:
-            say(f"not connected yet: {address} does not answer; still trying")
+            hint = "the aggregator does not answer yet; still trying"
+            note(Event.NOT_CONNECTED, reason="no-answer", hint=hint)
             patience = float("inf")
         try:
             wait_for_line(process, CONNECTED_LINE, timeout_s=0.2)
@@ -106,13 +113,16 @@ def _await_connection(
     return False
 
 
-def explain_end(lines: list[str]) -> str:
-    """Why a SuperNode ended, from what it wrote: one line for the site's staff."""
+def explain_end(lines: list[str]) -> tuple[str, str]:
+    """Why a SuperNode ended, from what it wrote: a code, and a line for the site's staff.
+
+    Never what it wrote itself, which may repeat what it was sent.
+    """
     text = "\n".join(lines)
-    for sign, meaning in EXPLANATIONS:
+    for sign, code, meaning in EXPLANATIONS:
         if sign in text:
-            return meaning
-    return next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
+            return code, meaning
+    return "ended", "supernode.log in the site's logs has its last words"
 
 
 def start_supernode(settings: SiteSettings) -> Process:
@@ -134,6 +144,7 @@ def start_supernode(settings: SiteSettings) -> Process:
         env={
             SITE_VARIABLE: settings.name,
             SOCKET_VARIABLE: str(settings.socket_path),
+            CONTACT_VARIABLE: str(settings.contact_path),
             "FLWR_HOME": str(folder),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",

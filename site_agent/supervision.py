@@ -9,6 +9,7 @@ from types import FrameType
 
 from shared.processes import Process, ProcessError, become_subreaper, spawn, stop_all
 from shared.processes import wait_for_line as await_line
+from site_agent.events import Event, LogFormat, note
 from site_agent.settings import SiteSettings
 
 NEEDS_A_FIX = 2
@@ -34,8 +35,10 @@ class _Part:
     restart_at: float | None = None
 
 
-def keep_up(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
+def keep_up(settings: SiteSettings, *, form: LogFormat, say: Callable[[str], None]) -> None:
     """Runs ``worker`` and ``connect`` until SIGTERM or SIGINT; leaves no process behind.
+
+    What they say first, in format ``form``, is repeated; all of it is in ``logs/``.
 
     Raises ``SupervisionError`` where one of them needs a fix.
     """
@@ -50,11 +53,11 @@ def keep_up(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
         signal.signal(number, ask_to_stop)
     parts: list[_Part] = []
     try:
-        parts.append(_start("worker", settings))
+        parts.append(_start("worker", settings, form))
         _await_worker(parts[0], lambda: stopped)
         if not stopped:
             say(parts[0].process.lines()[-1])
-            parts.append(_start("connect", settings))
+            parts.append(_start("connect", settings, form))
         connected = False
         while not stopped:
             if not connected:
@@ -63,15 +66,18 @@ def keep_up(settings: SiteSettings, *, say: Callable[[str], None]) -> None:
                 for line in ready[:1]:
                     say(line)
             for part in parts:
-                _revive(part, settings, say)
+                _revive(part, settings, form)
             time.sleep(_POLL_S)
     finally:
         stop_all([part.process for part in reversed(parts)], grace_s=GRACE_S)
 
 
-def _start(command: str, settings: SiteSettings) -> _Part:
+def _start(command: str, settings: SiteSettings, form: LogFormat) -> _Part:
     process = spawn(
-        [sys.executable, "-P", "-m", "site_agent.cli", command, "--home", str(settings.home)],
+        [
+            *(sys.executable, "-P", "-m", "site_agent.cli", command),
+            *("--home", str(settings.home), "--log-format", form.value),
+        ],
         log=settings.logs_path / f"{command}.out",
     )
     return _Part(command=command, process=process, started=time.monotonic())
@@ -89,7 +95,7 @@ def _await_worker(part: _Part, is_stopped: Callable[[], bool]) -> None:
         return
 
 
-def _revive(part: _Part, settings: SiteSettings, say: Callable[[str], None]) -> None:
+def _revive(part: _Part, settings: SiteSettings, form: LogFormat) -> None:
     code = part.process.poll()
     if code is None:
         return
@@ -101,8 +107,8 @@ def _revive(part: _Part, settings: SiteSettings, say: Callable[[str], None]) -> 
         if now - part.started > STEADY_AFTER_S:
             part.pause_s = FIRST_PAUSE_S
         part.restart_at = now + part.pause_s
-        say(f"{part.command} ended with {code}; starting it again in {part.pause_s:.0f} s")
+        note(Event.PART_ENDED, part=part.command, code=code, again_s=part.pause_s)
     elif now >= part.restart_at:
-        fresh = _start(part.command, settings)
+        fresh = _start(part.command, settings, form)
         part.process, part.started, part.restart_at = fresh.process, fresh.started, None
         part.pause_s = min(2 * part.pause_s, LONGEST_PAUSE_S)

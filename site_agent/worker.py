@@ -52,8 +52,9 @@ from site_agent.consent import (
     refuse_other_digest,
     verdict,
 )
+from site_agent.events import Event, note
 from site_agent.guards import weights_violation
-from site_agent.incidents import RefusedError, log, refuse
+from site_agent.incidents import RefusedError, refuse
 from site_agent.ledger import (
     Ledger,
     charge_for,
@@ -154,7 +155,7 @@ def _summary(
         if member is not None:
             member.answered(header)
         audit.append("repeated", **_about(header), answer=payload_digest(replay))
-        log.info("round %d of %s: sent again", header.round, header.contract_digest[:16])
+        note(Event.REPEATED, contract=header.contract_digest[:16], round=header.round)
         return replay
     cohort = fit_cohort(contract, cohort, settings)
     shape = answer_shape(header, weights.shape, cohort=cohort, policy=settings.policy)
@@ -172,6 +173,14 @@ def _summary(
         sampling = contract.privacy.sampling
         charged = {"noise_multiplier": noise, "sampling": sampling}
         audit.append("charged", **_about(header), name=contract.name, **charged)
+        note(
+            Event.CHARGED,
+            contract=header.contract_digest[:16],
+            round=header.round,
+            attempt=header.attempt,
+            noise=noise,
+            sampling=sampling,
+        )
     array: FloatArray | Ring
     if member is None:
         name, array = "values", summarise(asked, noise_multiplier=noise)
@@ -236,14 +245,13 @@ def _summary(
     )
     if member is not None:
         member.answered(header)
-    log.info(
-        "round %d of %s (%s): answered %s with %d bytes in %.1f s",
-        header.round,
-        header.contract_digest[:16],
-        contract.name,
-        header.kind,
-        len(encoded),
-        seconds,
+    note(
+        Event.ANSWERED,
+        contract=header.contract_digest[:16],
+        round=header.round,
+        kind=header.kind,
+        bytes=len(encoded),
+        seconds=seconds,
     )
     return encoded
 

@@ -22,7 +22,10 @@ from shared.tasks.settings import (
     MrUndersampled,
     MultiTask,
 )
+from site_agent.events import FIELDS
+from site_agent.figures import Figures
 from site_agent.intake.reasons import SkipReason
+from site_agent.monitoring import SiteCollector, _of_worker
 from site_agent.policy import Policy
 from site_agent.settings import SiteSettings
 
@@ -194,6 +197,31 @@ def test_every_exit_code_and_refusal_is_documented() -> None:
         assert f"| {kind.exit_code} | `{kind.code}` |" in PAGES["docs/researcher.md"]
     for code in [*RefusalCode, *SkipReason]:
         assert f"`{code}`" in PAGES["docs/hospital.md"]
+
+
+def test_every_log_event_and_its_fields_are_documented() -> None:
+    page = PAGES["docs/hospital.md"]
+    for event, names in FIELDS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{event}` |")]
+        assert re.findall(r"`(\w+)`", row.split("|")[2]) == list(names), event
+
+
+def test_every_metric_is_documented(tmp_path: Path) -> None:
+    settings = SiteSettings(home=tmp_path, name="a", aggregator="localhost:1", images=tmp_path)
+    figures = Figures(
+        version="1",
+        started=0,
+        policy_valid=True,
+        cohort_present=True,
+        patients_at_least=5,
+        events={},
+        refusals={},
+        answer_bytes=0,
+        answer_seconds=0,
+    )
+    for metric in [*SiteCollector(settings).collect(), *_of_worker(figures)]:
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        assert f"| `{name}" in PAGES["docs/hospital.md"], name
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:

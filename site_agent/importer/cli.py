@@ -2,17 +2,20 @@
 
 import json
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from site_agent.command_line import DEFAULT_HOME, EXIT_FAILED, Home, Json, told
+from site_agent.command_line import DEFAULT_HOME, EXIT_FAILED, Form, Home, Json, told
 from site_agent.enrolment import pseudonym_key
+from site_agent.events import Event, LogFormat, begin, hashed, log_salt, note
 from site_agent.importer.spool import FullError, Spool, SpoolError
 from site_agent.settings import SettingsError, SiteSettings, read_settings
 
@@ -29,7 +32,7 @@ app = typer.Typer(
 
 
 @app.command()
-def listen(home: Home = DEFAULT_HOME) -> None:
+def listen(home: Home = DEFAULT_HOME, log_format: Form = LogFormat.AUTO) -> None:
     """Take what an archive or a scanner pushes by C-STORE, until stopped.
 
     Senders and address are in [importer.listen] of site.toml.
@@ -37,7 +40,7 @@ def listen(home: Home = DEFAULT_HOME) -> None:
     from site_agent.importer.listener import Listener, ListenerError
 
     with _told(ListenerError):
-        settings = read_settings(home)
+        settings = read_settings(home, policy=False)
         wanted = settings.importer.listen
         if wanted is None:
             raise SettingsError(
@@ -47,27 +50,27 @@ def listen(home: Home = DEFAULT_HOME) -> None:
         stopped = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopped.set())
-        with Listener(wanted, _spool(settings), say=_say):
-            _say(
-                f"{wanted.ae_title} listens at {wanted.address} port {wanted.port}; "
-                f"spool {settings.spool_path}"
-            )
+        begin("importer", log_format)
+        with Listener(wanted, _spool(settings), salt=log_salt(home), note=note):
+            note(Event.IMPORTER_READY, ae_title=wanted.ae_title, port=wanted.port)
             stopped.wait()
 
 
 @app.command()
-def pull(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+def pull(
+    home: Home = DEFAULT_HOME, as_json: Json = False, log_format: Form = LogFormat.AUTO
+) -> None:
     """Fetch by DICOMweb what [importer.dicomweb] of site.toml asks for, once.
 
     What the spool holds already is not fetched again: run it anew after an interruption, or by a
-    timer.
+    timer. Its log, one line, goes to stderr.
     """
     from site_agent.importer.archive import Archive, ArchiveError
     from site_agent.importer.dicomweb import PullReport
     from site_agent.importer.dicomweb import pull as fetch
 
     with _told(ArchiveError):
-        settings = read_settings(home)
+        settings = read_settings(home, policy=False)
         wanted = settings.importer.dicomweb
         if wanted is None:
             raise SettingsError(
@@ -81,10 +84,22 @@ def pull(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
             _progress() as on_progress,
         ):
             fetch(archive, spool, report=report, on_progress=on_progress)
+    if begin("importer", log_format, stream=sys.stderr) is LogFormat.JSON:
+        note(Event.PULL_ENDED, fetched=report.fetched, missing=report.missing)
     print(json.dumps(report.as_json()) if as_json else report.summary())
     if report.missing:
         typer.echo(f"{report.missing} objects did not come; run it again for them", err=True)
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command("sender")
+def sender(
+    address: Annotated[str, typer.Argument(help="An IP address, such as 10.1.2.3.")],
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Print what stands for an IP address in this site's log."""
+    with _told():
+        print(hashed(address, salt=log_salt(read_settings(home, policy=False).home)))
 
 
 def _spool(settings: SiteSettings) -> Spool:
@@ -139,7 +154,3 @@ def _progress() -> Iterator[_ProgressListener]:
         transient=True,
     ) as progress:
         yield _ProgressListener(progress)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -7,7 +7,6 @@ sender can make this process hold is bounded: pynetdicom would keep as much as c
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, cast
@@ -21,6 +20,7 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from site_agent.events import Event, Note, hashed
 from site_agent.importer.objects import STORAGE_CLASSES, TRANSFER_SYNTAXES, silence
 from site_agent.importer.settings import ListenSettings
 from site_agent.importer.spool import (
@@ -30,8 +30,6 @@ from site_agent.importer.spool import (
     Spool,
     TooLargeError,
 )
-
-Say = Callable[[str], None]
 
 # Part 4, table B.2-1.
 SUCCESS = 0x0000
@@ -68,13 +66,16 @@ class _Session:
 class Listener:
     """A running listener; a context manager that stops it."""
 
-    def __init__(self, settings: ListenSettings, spool: Spool, *, say: Say) -> None:
-        """Starts to listen. Raises ``ListenerError`` where the address is not to be had."""
+    def __init__(self, settings: ListenSettings, spool: Spool, *, salt: bytes, note: Note) -> None:
+        """Starts to listen; hashes senders' addresses with ``salt`` in what it notes.
+
+        Raises ``ListenerError`` where the address is not to be had."""
         silence()
         _config.LOG_HANDLER_LEVEL = "none"
         self._settings = settings
         self._spool = spool
-        self._say = say
+        self._salt = salt
+        self._note = note
         self._sessions: WeakKeyDictionary[Association, _Session] = WeakKeyDictionary()
         self._entity = _entity(settings)
         try:
@@ -195,16 +196,31 @@ class Listener:
             return part.keep(uid)
 
     def _rejected(self, event: evt.Event) -> None:
-        self._say(
-            f"{_peer(event)}: refused; it must call importer.listen.ae_title and be one of "
-            "importer.listen.callers, max_associations at a time"
+        self._note(
+            Event.SENDER_REFUSED,
+            sender=self._peer(event),
+            hint="it must call importer.listen.ae_title and be one of importer.listen.callers, "
+            "max_associations at a time",
         )
 
     def _closed(self, event: evt.Event) -> None:
         session = self._sessions.get(event.assoc)
         if session is not None and session.outcomes:
-            counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(session.outcomes.items()))
-            self._say(f"{_peer(event)}: {counts}")
+            counts = session.outcomes
+            self._note(
+                Event.OBJECTS_RECEIVED,
+                sender=self._peer(event),
+                stored=counts["stored"],
+                already_there=counts["already there"],
+                refused=_of_kind(counts, "refused"),
+                failed=_of_kind(counts, "failed"),
+            )
+
+    def _peer(self, event: evt.Event) -> str:
+        """The sender, by a hash of its IP address; what it calls itself is its own text."""
+        information = event.assoc.requestor.address_info
+        address = information.address if information is not None else ""
+        return hashed(address, salt=self._salt)
 
 
 def _entity(settings: ListenSettings) -> AE:
@@ -225,7 +241,10 @@ def _echo(event: evt.Event) -> int:
     return SUCCESS
 
 
-def _peer(event: evt.Event) -> str:
-    """The sender's IP address; what it calls itself is its own text."""
-    information = event.assoc.requestor.address_info
-    return information.address if information is not None else "a sender"
+def _of_kind(counts: Counter[str], kind: str) -> str:
+    """How many objects came to such an end, by their codes: ``2 too-large``; empty for none."""
+    return ", ".join(
+        f"{count} {outcome.removeprefix(kind).strip(' ()')}"
+        for outcome, count in sorted(counts.items())
+        if outcome.startswith(kind)
+    )

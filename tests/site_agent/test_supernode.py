@@ -9,6 +9,7 @@ import pytest
 from shared.processes import Process, spawn, stop_all
 from site_agent import supernode
 from site_agent.enrolment import enrol
+from site_agent.events import Event, Value
 from site_agent.settings import SiteSettings
 from site_agent.supernode import connect, explain_end, keep_connected, start_supernode
 
@@ -29,16 +30,18 @@ def test_what_is_missing_is_named_with_its_fix(
 
 
 @pytest.mark.parametrize(
-    ("lines", "named"),
+    ("lines", "reason", "named"),
     [
-        (["[code: 2004] Failed to activate SuperNode."], "enrolment.json"),
-        (["CERTIFICATE_VERIFY_FAILED"], "aggregator-ca.crt"),
-        (["first", "the last word", " "], "the last word"),
-        ([], "nothing"),
+        (["[code: 2004] Failed to activate SuperNode."], "key-refused", "enrolment.json"),
+        (["CERTIFICATE_VERIFY_FAILED"], "certificate-refused", "aggregator-ca.crt"),
+        (["first", "CANARY", " "], "ended", "supernode.log"),
+        ([], "ended", "supernode.log"),
     ],
 )
-def test_the_end_of_a_supernode_is_explained(lines: list[str], named: str) -> None:
-    assert named in explain_end(lines)
+def test_the_end_of_a_supernode_is_explained(lines: list[str], reason: str, named: str) -> None:
+    code, hint = explain_end(lines)
+    assert code == reason and named in hint
+    assert "CANARY" not in hint
 
 
 def capture(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
@@ -84,8 +87,12 @@ def test_a_supernode_that_ends_is_started_again(
     monkeypatch.setattr(supernode, "RESTART_AFTER_S", 0.01)
     seen = capture(monkeypatch)
     stop, said = threading.Event(), list[str]()
+
+    def note(event: Event, /, **fields: Value) -> None:
+        said.append(f"{event}: {fields['hint']}")
+
     thread = threading.Thread(
-        target=keep_connected, args=[settings], kwargs={"stop": stop, "say": said.append}
+        target=keep_connected, args=[settings], kwargs={"stop": stop, "note": note}
     )
     thread.start()
     deadline = time.monotonic() + 60

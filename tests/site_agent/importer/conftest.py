@@ -62,7 +62,11 @@ def listening(free_port, collected):
     def started(spool: Spool, **settings: object) -> Iterator[tuple[int, list[str]]]:
         said: list[str] = []
         wanted = ListenSettings.model_validate({"callers": ["PACS"], "port": free_port, **settings})
-        with Listener(wanted, spool, say=said.append):
+
+        def note(event, /, **fields):
+            said.append(f"{event}: {fields}")
+
+        with Listener(wanted, spool, salt=bytes(32), note=note):
             yield free_port, said
 
     return started

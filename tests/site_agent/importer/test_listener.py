@@ -1,6 +1,7 @@
 """The listener, with pynetdicom as the sender."""
 
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -21,6 +22,7 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
+from site_agent import events
 from site_agent.enrolment import enrol
 from site_agent.importer.listener import Listener, ListenerError
 from site_agent.importer.settings import ListenSettings
@@ -67,8 +69,9 @@ def test_bytes_come_as_they_were_sent(tmp_path, write_slice, open_spool, listeni
     assert came.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
     assert came.PixelData == sent.PixelData
     assert received.stat().st_mode & 0o777 == 0o600
-    assert "1 already there" in said[0]
-    assert "1 stored" in said[0]
+    assert "'already_there': 1" in said[0]
+    assert "'stored': 1" in said[0]
+    assert "127.0.0.1" not in said[0]
     assert sent.SOPInstanceUID not in received.name + "".join(said)
     assert "CANARY" not in "".join(said)
 
@@ -113,7 +116,7 @@ def test_too_large_an_object_is_refused_and_the_next_one_taken(
         wait_for(lambda: said)
     (received,) = stored(spool)
     assert dcmread(received).SOPInstanceUID == dcmread(small).SOPInstanceUID
-    assert "2 refused (too-large)" in said[0]
+    assert "'refused': '2 too-large'" in said[0]
     assert len(list(spool.folder.iterdir())) == 1
 
 
@@ -201,7 +204,7 @@ def test_an_address_that_is_taken_is_a_clear_error(open_spool, listening):
         listening(spool) as (port, _),
         pytest.raises(ListenerError, match=r"importer\.listen: cannot listen.*port"),
     ):
-        Listener(ListenSettings(callers=("A",), port=port), spool, say=print)
+        Listener(ListenSettings(callers=("A",), port=port), spool, salt=b"", note=events.note)
 
 
 @pytest.fixture
@@ -218,7 +221,7 @@ def process(tmp_path, free_port, collected):
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as running:
         try:
-            assert "listens at 127.0.0.1" in running.stdout.readline()
+            assert json.loads(running.stdout.readline())["event"] == "importer ready"
             yield running
         finally:
             running.kill()
@@ -232,7 +235,7 @@ def test_the_command_listens_and_stops(tmp_path, write_slice, free_port, process
     process.terminate()
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 0
-    assert "1 stored" in output
+    assert '"stored": 1' in output
     assert "CANARY" not in output
     assert len(list((tmp_path / "home" / "spool").iterdir())) == 1
 
