@@ -155,6 +155,7 @@ class Server:
     tokens: set[str | None] = field(default_factory=set)
     """Every ``Authorization`` header."""
     closing: threading.Event = field(default_factory=threading.Event)
+    httpd: Any = None
 
     def publish(self, revision: str, files: dict[str, bytes]) -> None:
         digest = sha256(files["MANIFEST.json"])
@@ -292,6 +293,7 @@ def serve(key: Ed25519PrivateKey, head_key: Ed25519PrivateKey) -> Iterator[Serve
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads = True
+    state.httpd = httpd
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     state.url = f"http://127.0.0.1:{httpd.server_port}"
