@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 from shared.release import transfer
 from shared.release.cli import app
 from shared.release.errors import KINDS
+from shared.release.key_list import RevokedKey
+from shared.release.keys import encode_key
 
 Contents = Callable[..., dict[str, bytes]]
 WritePem = Callable[[Ed25519PrivateKey], Path]
@@ -165,6 +167,96 @@ def test_info_reads_a_folder(release: Path) -> None:
     assert "not checked" in document["verified"]
 
 
+AGREEMENT = json.dumps({"version": 3, "text": "Do no harm.\x1b[2J\nCite us."}).encode()
+
+
+def test_a_gated_dataset_is_had_after_accepting(
+    server: Any, contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSTILL_TOKEN", "feds_secret")
+    server.publish("v1", contents())
+    gated = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Accept the agreement first."}
+    server.answers["MANIFEST.json"] = [(403, gated, b'{"error": "gated", "hint": ""}')]
+    page = f"{server.url}/datasets/fedstill/ct-demo/v1"
+    done = distilled("get", page, "--to", tmp_path / "x")
+    assert done.exit_code == 30
+    assert "Accept the agreement first." in done.stderr
+    assert "distilled accept" in done.stderr
+    server.answers["agreement"] = [(200, {}, AGREEMENT)] * 4
+    runner = CliRunner()
+    said_no = runner.invoke(app, ["accept", "ct-demo", "--from", server.url], input="n\n")
+    assert said_no.exit_code == 1
+    assert server.posts == []
+    said_yes = runner.invoke(app, ["accept", page], input="y\n")
+    assert said_yes.exit_code == 0, said_yes.output
+    assert "Do no harm." in said_yes.stderr
+    assert "\x1b" not in said_yes.stderr
+    assert "agreement 3 accepted" in said_yes.stdout
+    (path, body), *more = server.posts
+    assert path == "/api/datasets/fedstill/ct-demo/agreement"
+    assert json.loads(body) == {"version": 3, "accept": True}
+    assert more == []
+    as_json = distilled("accept", "ct-demo", "--from", server.url, "--yes", "--json")
+    assert json.loads(as_json.stdout)["accepted"] is True
+    assert distilled("get", page, "--to", tmp_path / "x").exit_code == 0
+    server.answers["POST"] = [(401, {}, b'{"error": "unknown token", "hint": ""}')]
+    refused = distilled("accept", page, "--yes")
+    assert refused.exit_code == 33
+    for shown in (done, said_no, said_yes, as_json, refused):
+        assert "feds_secret" not in shown.output + shown.stderr
+    assert server.tokens == {"Bearer feds_secret"}
+
+
+def test_a_withdrawn_version_and_a_token_that_is_none(
+    server: Any, contents: Contents, tmp_path: Path
+) -> None:
+    server.publish("v1", contents())
+    body = json.dumps({"error": "ct-demo@v1 was withdrawn: a site took back its consent"})
+    server.answers["MANIFEST.json"] = [(410, {}, body.encode())]
+    done = distilled("get", "ct-demo@1", "--from", server.url, "--to", tmp_path / "x")
+    assert done.exit_code == 31
+    assert "took back its consent" in done.stderr
+    server.head = server.signed_head(withdrawn=(1,))  # a mirror that serves it all the same
+    done = distilled("get", "ct-demo@1", "--from", server.url, "--to", tmp_path / "x")
+    assert done.exit_code == 31
+    for token in ("has space", "Ã¼", "line\nbreak"):
+        done = distilled("get", "ct-demo", "--from", server.url, "--token", token)
+        assert done.exit_code == 2
+        assert token not in done.stderr
+
+
+def test_get_takes_a_page_or_a_name_with_a_server(server: Any, contents: Contents) -> None:
+    assert distilled("get", "ct-demo").exit_code == 2
+    assert distilled("get", "https://host/nothing").exit_code == 2
+    page = f"{server.url}/datasets/fedstill/ct-demo"
+    assert distilled("get", page, "--from", server.url).exit_code == 2
+
+
+def test_verify_refuses_what_a_revoked_key_signed(
+    server: Any,
+    contents: Contents,
+    tmp_path: Path,
+    key: Ed25519PrivateKey,
+    other_key: Ed25519PrivateKey,
+    write_pem: WritePem,
+) -> None:
+    server.publish("v1", contents())
+    get = ["get", "ct-demo@v1", "--from", server.url, "--to"]
+    assert distilled(*get, tmp_path / "x").exit_code == 0
+    gone = RevokedKey(key=encode_key(key.public_key()), reason="laptop stolen")
+    server.rotate(other_key, signers=[key, other_key], revoked=(gone,))
+    server.publish("v2", contents(number=2, signer=other_key))
+    assert distilled("verify", tmp_path / "x").exit_code == 0  # nothing was heard yet
+    fresh = distilled("get", "ct-demo", "--from", server.url, "--to", tmp_path / "y")
+    assert fresh.exit_code == 0, fresh.stderr
+    assert "new keys; they follow" in fresh.stderr
+    for arguments in ([], ["--key", write_pem(key)]):
+        done = distilled("verify", tmp_path / "x", *arguments)
+        assert done.exit_code == 19
+        assert "laptop stolen" in done.stderr
+    assert distilled("verify", tmp_path / "y").exit_code == 0
+
+
 @pytest.mark.parametrize("place", ["model", "model/deeper", ""])
 def test_train_refuses_to_write_into_the_release(release: Path, place: str) -> None:
     done = distilled("train", release, "--evaluate", ".", "--save", release / place)
@@ -202,8 +294,9 @@ sys.meta_path.insert(0, Block())
 
 
 def test_the_client_needs_no_torch() -> None:
-    modules = "agreements cache cli client dataset delivery downloads errors facts head key_list"
-    modules += " keys manifest model model_card progress publishers train transfer"
+    modules = "agreements cache cli client command_line dataset delivery downloads errors facts"
+    modules += " head key_list keys manifest model model_card progress publishers train"
+    modules += " train_command transfer"
     code = (
         BLOCKED
         + f"""
