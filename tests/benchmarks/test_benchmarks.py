@@ -172,3 +172,13 @@ def test_a_sketched_step_is_timed_beside_a_whole_one(monkeypatch: pytest.MonkeyP
     assert report["sketched_over_whole"][8] == pytest.approx(
         report["sketched_ms"][8] / report["whole_ms"], rel=0.05
     )
+
+
+def test_a_catalogue_is_filled_served_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = script("catalogue", monkeypatch).measure(datasets=60, versions=3, requests=3)
+    assert (report["datasets"], report["versions_each"], report["database"]) == (60, 3, "SQLite")
+    assert len(report["lists"]) == 7
+    for spent in report["lists"].values():
+        assert 0 < spent["median_ms"] <= spent["p99_ms"]
+    first = report["lists"]["first page of 50"]
+    assert report["cleared"] == (first["median_ms"] < 50)
