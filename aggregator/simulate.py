@@ -8,7 +8,7 @@ apart are in no cohort.
 import hashlib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -144,8 +144,9 @@ def _joined(
 ) -> list[PatientSlices]:
     """The patients of several folders, under pseudonyms that tell folders apart."""
     joined = [
-        PatientSlices(
-            hashlib.sha256(f"{name}/{patient.pseudonym}".encode()).hexdigest()[:32], patient.slices
+        replace(
+            patient,
+            pseudonym=hashlib.sha256(f"{name}/{patient.pseudonym}".encode()).hexdigest()[:32],
         )
         for name in names
         for patient in patients[name]

@@ -17,6 +17,8 @@ from site_agent.intake.strictness import STRICT
 
 OTHER, UNSAID = "other", "not said"
 
+_MOST_MAS = 1e6
+
 _MAKERS = {
     "GE MEDICAL": "GE",
     "GE HEALTHCARE": "GE",
@@ -64,7 +66,7 @@ def acquisition(header: Dataset, frame: Dataset) -> Acquisition:
     """What the elements of an object and of its frame tell; never raises on what they hold."""
     return Acquisition(
         maker=maker_of(_first(header, "Manufacturer")),
-        kernel=kernel_of(_first(frame, "ConvolutionKernel") or _first(header, "ConvolutionKernel")),
+        kernel=kernel_of(_first(frame, "ConvolutionKernel")),
         exposure_mas=_exposure_mas(frame),
     )
 
@@ -94,8 +96,11 @@ def _first(elements: Dataset, keyword: str) -> str:
 
 
 def _exposure_mas(frame: Dataset) -> float | None:
-    try:
-        value = number(frame, "Exposure")
-    except Exception:
-        return None
-    return value if value is not None and math.isfinite(value) and 0 < value < 1e6 else None
+    for keyword in ("Exposure", "ExposureInmAs"):  # the second of enhanced objects
+        try:
+            value = number(frame, keyword)
+        except Exception:  # as above
+            continue
+        if value is not None and math.isfinite(value) and 0 < value < _MOST_MAS:
+            return value
+    return None

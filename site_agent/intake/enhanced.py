@@ -24,6 +24,8 @@ _ELEMENTS = (
     ("PixelValueTransformationSequence", "RescaleType", "RescaleType"),
     ("CTImageFrameTypeSequence", "FrameType", "ImageType"),
     ("MRImageFrameTypeSequence", "FrameType", "ImageType"),
+    ("CTReconstructionSequence", "ConvolutionKernel", "ConvolutionKernel"),
+    ("CTExposureSequence", "ExposureInmAs", "ExposureInmAs"),
     ("MREchoSequence", "EffectiveEchoTime", "EchoTime"),
     ("FrameContentSequence", "StackID", "StackID"),
 )

@@ -20,8 +20,8 @@ from site_agent.cohort import Cohort
 from site_agent.intake.geometry import evenly_spaced
 
 ESTIMATOR = (
-    "Immerkær 1996 (difference of two Laplacians), median magnitude over 0.6745 × 6, "
-    "in soft tissue; the smooth noise of soft kernels is underestimated"
+    "Immerkær 1996 (difference of two Laplacians), median magnitude over 0.6745 × 6, in tissue; "
+    "noise that is smooth from pixel to pixel is underestimated"
 )
 TISSUE: dict[Modality, tuple[int, int]] = {"CT": (-150, 250), "MR": (100, 1500)}
 """Stored values of what noise is measured in: HU, or thousandths of a series' percentile."""

@@ -42,6 +42,7 @@ rect { fill: var(--bar); } code { font-size: .9em; }
 def as_html(report: QualityReport) -> str:
     """The page; all its text is escaped."""
     inventory, title = report.inventory, f"Data quality at {report.site}"
+    ct = report.modality == "CT"
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -56,14 +57,14 @@ def as_html(report: QualityReport) -> str:
         _figures(report),
         "<h2>Series</h2><div class='plots'>",
         _plot("Maker", _largest_first(inventory.makers)),
-        _plot("Reconstruction kernel", _largest_first(inventory.kernels)),
+        _plot("Reconstruction kernel", _largest_first(inventory.kernels)) if ct else "",
         _plot("Slice thickness, mm", _in_order(inventory.thickness_mm, THICKNESS_EDGES_MM)),
         _plot("Pixel size, mm", _in_order(inventory.spacing_mm, SPACING_EDGES_MM)),
         _noise(report),
         "</div>",
         '<p class="soft">A kernel or a maker that is written as no vendor writes it is “other”: '
         "such text could name a person.</p>",
-        _pairs(report),
+        _pairs(report) if ct else "",
         _codes(report),
         "</main></body></html>",
     ]
@@ -164,7 +165,7 @@ def _codes(report: QualityReport) -> str:
     rows = [
         (
             ("code", f"<code>{one.code.value}</code>"),
-            ("files", f"{one.count:,}"),
+            ("count", f"{one.count:,}"),
             ("meaning", escape(one.meaning)),
             ("what to do", escape(one.remedy)),
         )

@@ -60,6 +60,7 @@ def test_each_site_is_told_apart() -> None:
     assert lines[0].split() == ["site", "verdict", "why", "patients"]
     assert lines[1].split() == ["yes", "accept", "at", "least", "20"]
     assert "policy (incident 0123456789ab)" in lines[2]
+    assert "patients with real pairs" in told(verdicts, real_pairs=True).splitlines()[0]
 
 
 def link_to(*online: str) -> SimpleNamespace:

@@ -24,7 +24,8 @@ from shared.messages import SummaryHeader, decode, encode, probe_batch
 from shared.readers import ReaderError
 from shared.tasks.settings import CtDenoise
 from shared.trajectory import start
-from site_agent.intake.slices import PatientSlices
+from site_agent.cohort import build_cohort
+from site_agent.intake.slices import PatientSlices, Slice, SlicePair
 
 CONTRACT = RunContract(
     name="ct",
@@ -249,3 +250,35 @@ def test_members_of_a_simulation_are_the_same_wherever_it_runs(
     assert members_of(hospitals) == members_of(elsewhere[::-1])
     with pytest.raises(HospitalError, match="needs 3 hospitals, not hospital-a, hospital-b"):
         members_of(hospitals[:2])
+
+
+def test_a_run_on_real_pairs_ends_where_enough_patients_have_some(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+
+    def one(noise: float) -> Slice:
+        pixels = random.normal(0, 200, (32, 32)) + noise * random.normal(0, 100, (32, 32))
+        return Slice(np.rint(pixels).astype(np.int16), (2.0, 2.0), 3.0)
+
+    hospitals = []
+    for name, paired in {"hospital-a": 3, "hospital-b": 2, "hospital-c": 1}.items():
+        everyone = [
+            PatientSlices(
+                f"{number:032x}",
+                [one(0)],
+                [SlicePair("dose", lq=one(1), hq=one(0))] * (number < paired),
+            )
+            for number in range(4)
+        ]
+        build_cohort(tmp_path / name / "cohort", everyone, modality="CT")
+        hospitals.append(Hospital(name, tmp_path / name, (name,)))
+    task = SMALL.task.model_copy(update={"pairs": "real"})
+    contract = SMALL.model_copy(update={"task": task, "min_patients": 2})
+    pairs = distilled(contract, hospitals, tmp_path / "real")
+    told = json.loads((tmp_path / "real" / "result.json").read_text())
+    released = {name: site["releases"] for name, site in told["sites"].items()}
+    assert released == {"hospital-a": 4, "hospital-b": 4, "hospital-c": 0}
+    events = (tmp_path / "real" / "events.jsonl").read_text()
+    assert events.count("hospital-c: refused: too-few-pairs (incident ") == 3
+    # Of the distilled HQ, which has no second reconstruction, LQ is made by the task.
+    assert pairs["lq"].shape == pairs["hq"].shape
+    assert not np.array_equal(pairs["lq"], pairs["hq"])

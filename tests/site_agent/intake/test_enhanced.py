@@ -144,3 +144,16 @@ def test_other_objects_are_refused(tmp_path, write_slice, kind, reason):
     with pytest.raises(Skipped) as caught:
         read_header(path)
     assert caught.value.reason is reason
+
+
+def test_kernel_and_exposure_are_in_the_functional_groups(tmp_path, write_slice):
+    write_enhanced(tmp_path / "a", write_slice)
+    dataset = dcmread(tmp_path / "a")
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared.CTReconstructionSequence = [item(ConvolutionKernel="Br40d")]
+    for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        frame.CTExposureSequence = [item(ExposureInmAs=12.5 + number)]
+    dataset.save_as(tmp_path / "a")
+    slices, _ = read_headers(tmp_path / "a")
+    told = [(one.acquisition.kernel, one.acquisition.exposure_mas) for one in slices]
+    assert told == [("Br40d", 12.5), ("Br40d", 14.5)]
