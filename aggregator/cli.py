@@ -17,6 +17,7 @@ from aggregator.command_line import (
     clear_errors,
     existing,
 )
+from aggregator.coordinator_command import app as coordinator_app
 from aggregator.home import AggregatorHome, create_home
 from shared.contract import read_contract
 from shared.threads import yield_cores
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 site = typer.Typer(help="The hospitals that take part.", no_args_is_help=True)
 app.add_typer(site, name="site")
+app.add_typer(coordinator_app, name="coordinator")
 app.add_typer(key_command.app, name="key")
 app.add_typer(release_command.app, name="release")
 
@@ -166,12 +168,14 @@ def _tell_superlink(home: AggregatorHome) -> bool:
     return True
 
 
-def _dry_run(home: Path, contract: Path, *, sites: list[str], as_json: bool) -> None:
+def _dry_run(
+    home: Path, contract: Path, *, sites: list[str], coordinator: str | None, as_json: bool
+) -> None:
     with clear_errors():
         from aggregator.dry_run import dry_run, told
 
         asked = read_contract(contract)
-        verdicts = dry_run(existing(home), asked, sites=sites)
+        verdicts = dry_run(existing(home), asked, sites=sites, coordinator=coordinator)
     table = told(verdicts, real_pairs=asked.real_pairs)
     typer.echo(json.dumps({"sites": verdicts}) if as_json else table)
     if any(one["verdict"] != "accept" for one in verdicts):
@@ -200,6 +204,10 @@ def launch(
             help="Stop when the pairs are there; launch again without it to publish.",
         ),
     ] = False,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(help="Who signs the contract; without it the key `init` made, or the only."),
+    ] = None,
     dry: Annotated[
         bool,
         typer.Option(
@@ -217,7 +225,7 @@ def launch(
     a site would refuse, or did not answer.
     """
     if dry:
-        _dry_run(home, contract, sites=sites or [], as_json=as_json)
+        _dry_run(home, contract, sites=sites or [], coordinator=coordinator, as_json=as_json)
         return
     with clear_errors():
         from aggregator.launch import launch_run
@@ -230,6 +238,7 @@ def launch(
             wait_s=wait_s,
             quiet=as_json,
             publishes=not no_publish,
+            coordinator=coordinator,
         )
     if as_json:
         typer.echo(json.dumps(release))

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.admission import Rejected, admit_dry_run
+from aggregator.coordinators import mandate_of
 from aggregator.enrolment import enrolled_sites
 from aggregator.exchange import Exchange
 from aggregator.home import AggregatorHome
-from aggregator.runs import RunError, RunPlan, is_held, start_run
+from aggregator.runs import MANDATE, RunError, RunPlan, is_held, start_run
 from aggregator.superlink import SuperLink, superlink
 from shared.contract import RunContract
 from shared.durable import write_durably
+from shared.mandate import Mandate
 from shared.messages import DryRunQueryHeader, Message, encode
 
 PREFIX = "dry-"
@@ -29,10 +31,14 @@ POLL_S = 0.2
 
 
 def ask_sites(
-    contract: RunContract, sites: Sequence[str], exchange: Exchange
+    contract: RunContract,
+    sites: Sequence[str],
+    exchange: Exchange,
+    *,
+    mandate: Mandate | None = None,
 ) -> list[dict[str, Any]]:
     """What each site says: its name, ``verdict``, ``code``, ``incident``, ``patients_at_least``."""
-    query = DryRunQueryHeader(contract=contract, contract_digest=contract.digest())
+    query = DryRunQueryHeader(contract=contract, contract_digest=contract.digest(), mandate=mandate)
     answers = exchange(encode(Message(header=query)), 1, sites)
     verdicts = []
     for site in sites:
@@ -52,11 +58,16 @@ def ask_sites(
 
 
 def dry_run(
-    home: AggregatorHome, contract: RunContract, *, sites: Sequence[str]
+    home: AggregatorHome,
+    contract: RunContract,
+    *,
+    sites: Sequence[str],
+    coordinator: str | None = None,
 ) -> list[dict[str, Any]]:
     """Asks the sites that are online; the others are told as ``offline``.
 
-    Raises ``RunError`` or ``SuperLinkError``. ``sites`` empty: all that are enrolled.
+    Raises ``RunError``, ``CoordinatorError`` or ``SuperLinkError``. ``sites`` empty: all that are
+    enrolled.
     """
     from aggregator.launch import with_members
 
@@ -66,10 +77,11 @@ def dry_run(
     if unknown:
         raise RunError(f"not enrolled: {', '.join(unknown)}")
     contract = with_members(contract, [one for one in records if one.name in named])
+    mandate = mandate_of(home, coordinator, contract_digest=contract.digest())
     with superlink(home) as link:
         online = {node.name for node in link.nodes() if node.online}
         asked = [site for site in named if site in online]
-        verdicts = _asked(home, contract, asked, link) if asked else []
+        verdicts = _asked(home, contract, mandate, asked, link) if asked else []
     nothing = {"code": None, "incident": None, "patients_at_least": None}
     absent = [
         {"site": site, "verdict": "offline", **nothing} for site in named if site not in online
@@ -78,7 +90,11 @@ def dry_run(
 
 
 def _asked(
-    home: AggregatorHome, contract: RunContract, sites: Sequence[str], link: SuperLink
+    home: AggregatorHome,
+    contract: RunContract,
+    mandate: Mandate,
+    sites: Sequence[str],
+    link: SuperLink,
 ) -> list[dict[str, Any]]:
     folder = home.runs / f"{PREFIX}{contract.digest()[:16]}"
     if is_held(folder):
@@ -88,6 +104,7 @@ def _asked(
     file.unlink(missing_ok=True)
     plan = RunPlan(sites=tuple(sites), round_timeout_s=ANSWER_WITHIN_S)
     write_durably(folder / "contract.json", contract.model_dump_json().encode())
+    write_durably(folder / MANDATE, mandate.model_dump_json().encode())
     write_durably(folder / "plan.json", plan.model_dump_json().encode())
     start_run(link, folder)
     deadline = time.monotonic() + DONE_WITHIN_S

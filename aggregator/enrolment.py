@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from pydantic import ValidationError
 
+from aggregator.coordinators import coordinators
 from aggregator.home import AggregatorHome
 from aggregator.superlink import SuperLink, SuperLinkError, superlink
 from shared.contract import Member
@@ -102,6 +103,7 @@ def write_kit(home: AggregatorHome, enrolment: Enrolment) -> Path:
         aggregator=home.settings.public_address,
         ca=(home.tls / "ca.crt").read_text("ascii"),
         release_key=key_id(read_public_key(home.release_key.with_suffix(".pub"))),
+        coordinators=tuple(one.key for one in coordinators(home) if not one.revoked),
     )
     path = home.kits / f"{enrolment.name}.kit.json"
     write_durably(path, kit.model_dump_json(indent=2).encode() + b"\n", mode=0o644)

@@ -28,6 +28,7 @@ from aggregator.secure_sum import FILE as SUM
 from aggregator.secure_sum import SecureSum, SecureSumError, Tell
 from shared.contract import RunContract
 from shared.durable import write_durably
+from shared.mandate import Mandate
 from shared.messages import FloatArray, Message, ProbeHeader, encode, payload_digest, probe_batch
 
 CHECKPOINT, PAIRS, RESULT, EVENTS = (
@@ -62,6 +63,7 @@ def federate(
     exchange: Exchange,
     run: Path,
     public: Path | None = None,
+    mandate: Mandate | None = None,
 ) -> None:
     """Works on a run until its pairs are written; returns at once where they are.
 
@@ -72,6 +74,7 @@ def federate(
             ``releases`` counts the gradient vectors of the site that released most, and
             ``requests`` the rounds they came in; ``audit_head`` of a site is the last one it told.
         public: folder of public images, where the contract's prior is public.
+        mandate: the coordinator's signature, which sites ask for.
 
     Raises:
         FederationError: too few sites answered, the prior is missing, or the folder belongs to
@@ -98,7 +101,7 @@ def federate(
     _timed(ledger, "public", distiller.prepare)
     _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
     while not distiller.finished:
-        _round(contract, sites, exchange, run, distiller, journal, ledger)
+        _round(contract, sites, exchange, run, distiller, journal, ledger, mandate)
         _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
     lq, hq = distiller.pairs()
     write_durably(run / PAIRS, save({"lq": lq.contiguous(), "hq": hq.contiguous()}))
@@ -124,6 +127,7 @@ def _round(
     distiller: Distiller,
     journal: Journal,
     ledger: dict[str, Any],
+    mandate: Mandate | None,
 ) -> None:
     number = distiller.round + 1
     kind = ask_of_round(contract, number).kind
@@ -138,6 +142,7 @@ def _round(
         kind=ask.kind,
         network=ask.network,
         weights=rows,
+        mandate=mandate,
         **{name: array.cpu().numpy() for name, array in distiller.reducing().items()},
     )
     journal.step(phase, 0, len(sites), f"asked {len(sites)} sites")

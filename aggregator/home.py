@@ -16,6 +16,8 @@ from shared.release.keys import write_key_pair
 
 HOME_VARIABLE = "FEDSTILL_HOME"
 SETTINGS_FILE = "aggregator.toml"
+FIRST_COORDINATOR = "first"
+"""Whose key a new home has, so that contracts can be signed from the start."""
 
 
 class HomeError(ValueError):
@@ -84,6 +86,11 @@ class AggregatorHome:
     def release_key(self) -> Path:
         """The Ed25519 key that signs releases (PEM, mode 0600)."""
         return self.root / "keys" / "release.key"
+
+    @property
+    def coordinators(self) -> Path:
+        """The keys contracts are signed with."""
+        return self.root / "coordinators"
 
     @property
     def flower(self) -> Path:
@@ -203,6 +210,11 @@ def create_home(root: Path, changes: dict[str, str | int]) -> AggregatorHome:
         # Where there are lists already, the release key is kept elsewhere: no new one is made.
         if not home.release_key.exists() and not keys.chain_file.exists():
             write_key_pair(home.release_key, home.release_key.with_suffix(".pub"))
+        home.coordinators.mkdir(exist_ok=True, mode=0o700)
+        made = {path.suffix for path in home.coordinators.iterdir()}
+        if not made & {".key", ".revoked"}:
+            first = home.coordinators / f"{FIRST_COORDINATOR}.key"
+            write_key_pair(first, first.with_suffix(".pub"))
         keys.ensure()
     except OSError as error:
         raise HomeError(f"{error.filename}: {error.strerror}") from None

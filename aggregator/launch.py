@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from aggregator.coordinators import coordinators, mandate_of
 from aggregator.enrolment import enrolled_sites, members_of, revoked_sites
 from aggregator.home import AggregatorHome
 from aggregator.runs import (
@@ -19,6 +20,7 @@ from aggregator.runs import (
     FOUNDATION,
     RunError,
     is_finished,
+    keep_mandate,
     prepare_run,
     read_plan,
     start_run,
@@ -42,11 +44,12 @@ def launch_run(
     wait_s: float,
     quiet: bool,
     publishes: bool = True,
+    coordinator: str | None = None,
 ) -> dict[str, Any]:
     """Runs or resumes the contract and publishes; gives name, version, digest, url and run folder.
 
     Without ``publishes`` the run folder alone. Progress goes to stderr. Raises ``RunError``,
-    ``EnrolmentError``, ``SuperLinkError`` or ``ReleaseError``.
+    ``CoordinatorError``, ``EnrolmentError``, ``SuperLinkError`` or ``ReleaseError``.
     """
     records = enrolled_sites(home)
     enrolled = [site.name for site in records]
@@ -60,6 +63,11 @@ def launch_run(
     contract, foundation = _founded(home, contract, public=public, display=display)
     planned = (home.run_folder(contract.digest()) / "plan.json").exists()
     run = prepare_run(home, contract, sites=sites or ([] if planned else enrolled), public=public)
+    if not is_finished(run):
+        mandate = mandate_of(home, coordinator, contract_digest=contract.digest())
+        trusted = [one.key for one in coordinators(home) if not one.revoked]
+        keep_mandate(run, mandate, trusted=trusted)
+        display.say(f"contract {contract.digest()}, signed with {mandate.coordinator}")
     if foundation is not None and not is_finished(run):
         write_durably(run / FOUNDATION, foundation.read_bytes())
     if not is_finished(run):

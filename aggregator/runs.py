@@ -1,6 +1,7 @@
 """Runs: one folder each, named by the contract's digest, so that the same contract is the same run.
 
 ``contract.json``   what the sites agree to
+``mandate.json``    the signature of the coordinator who launched it first
 ``plan.json``       which sites, where public volumes are, how long a round may take
 ``events.jsonl``    progress, appended by the ServerApp
 ``lock``            held by the ServerApp; the kernel lets go of it, however its life ends
@@ -27,8 +28,10 @@ from aggregator.superlink import SuperLink, SuperLinkError
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.frozen import Frozen, Slug
+from shared.mandate import Mandate
 
 FOUNDATION = "foundation.safetensors"
+MANDATE = "mandate.json"
 ATTACKS = "attacks.json"
 START_WITHIN_S = 90.0
 """How long a submitted run may take until its ServerApp holds the lock."""
@@ -85,6 +88,26 @@ def prepare_run(
         write_durably(run / "contract.json", contract.model_dump_json(indent=2).encode())
         write_durably(run / "plan.json", plan.model_dump_json(indent=2).encode())
     return run
+
+
+def keep_mandate(run: Path, mandate: Mandate, *, trusted: Sequence[str]) -> None:
+    """Signs the run's contract with ``mandate``, where no coordinator still trusted has already.
+
+    The first one's stays: a request that was asked before must go out again to the last bit.
+    """
+    present = read_mandate(run)
+    if present is None or present.coordinator not in trusted:
+        write_durably(run / MANDATE, mandate.model_dump_json().encode())
+
+
+def read_mandate(run: Path) -> Mandate | None:
+    """The run's mandate; None where nobody has signed. Raises ``RunError``."""
+    try:
+        return Mandate.model_validate_json((run / MANDATE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        raise RunError(f"{run / MANDATE} is damaged: remove it and launch again") from None
 
 
 def read_plan(run: Path) -> RunPlan:

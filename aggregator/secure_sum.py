@@ -148,6 +148,7 @@ class SecureSum:
         query = KeyQueryHeader(
             contract=self._header.contract,
             contract_digest=self._header.contract_digest,
+            mandate=self._header.mandate,
             round=self._header.round,
             attempt=self._standing.attempt,
         )

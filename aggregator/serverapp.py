@@ -23,7 +23,7 @@ from aggregator.dry_run import PREFIX, ask_sites, keep_verdicts
 from aggregator.enrolment import enrolled_sites, revoked_sites
 from aggregator.home import HOME_VARIABLE, AggregatorHome
 from aggregator.progress import Journal
-from aggregator.runs import RunError, hold_run, read_plan, read_run_contract
+from aggregator.runs import RunError, hold_run, read_mandate, read_plan, read_run_contract
 from shared.threads import yield_cores
 
 __all__ = ["app"]
@@ -61,7 +61,7 @@ def rehearse(run: Path, grid: Grid) -> None:
     """Asks the sites whether they would answer the contract, and leaves what they say."""
     contract, plan = read_run_contract(run), read_plan(run)
     exchange = GridExchange(grid, timeout_s=plan.round_timeout_s)
-    keep_verdicts(run, ask_sites(contract, plan.sites, exchange))
+    keep_verdicts(run, ask_sites(contract, plan.sites, exchange, mandate=read_mandate(run)))
 
 
 def _revoked(home: AggregatorHome) -> set[str]:
@@ -81,7 +81,12 @@ def work(run: Path, grid: Grid, *, absent: Callable[[], Collection[str]] = froze
         contract, plan = read_run_contract(run), read_plan(run)
         exchange = GridExchange(grid, timeout_s=plan.round_timeout_s, absent=absent)
         federate(
-            contract=contract, sites=plan.sites, exchange=exchange, run=run, public=plan.public
+            contract=contract,
+            sites=plan.sites,
+            exchange=exchange,
+            run=run,
+            public=plan.public,
+            mandate=read_mandate(run),
         )
     except (FederationError, RunError) as error:
         message = str(error)

@@ -15,6 +15,8 @@ from shared.frozen import Frozen, Slug, canonical_json
 Address = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$")]
 """HOST:PORT; an IPv6 host in brackets."""
 
+MAX_COORDINATORS = 32
+"""Whose keys a kit and a policy can hold."""
 MAX_BYTES = 64 * 1024
 """Of either file: what is larger is something else."""
 
@@ -53,3 +55,6 @@ class Kit(Frozen):
         max_length=16 * 1024, description="the certificate that vouches for the aggregator, PEM"
     )
     release_key: Hex32 = Field(description="fingerprint of the key that signs releases")
+    coordinators: tuple[Hex32, ...] = Field(
+        max_length=MAX_COORDINATORS, description="Ed25519 public keys that sign contracts"
+    )

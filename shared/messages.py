@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 
 from shared.contract import Hex32, Kind, Name, RunContract
 from shared.frozen import Frozen, Slug, canonical_json
+from shared.mandate import Mandate
 
 FloatArray = NDArray[np.float32]
 MAX_BYTES = 256 * 2**20
@@ -45,6 +46,7 @@ class RefusalCode(StrEnum):
     MALFORMED = "malformed"  # not a message of ours
     UNKNOWN_KIND = "unknown-kind"  # a message a site does not answer
     DIGEST_MISMATCH = "digest-mismatch"  # header and contract disagree
+    UNKNOWN_COORDINATOR = "unknown-coordinator"  # the contract is signed by nobody the site knows
     POLICY = "policy"  # the site's own limits forbid the contract
     WRONG_MODALITY = "wrong-modality"  # CT asked of a site with MR, or the other way round
     TOO_FEW_PATIENTS = "too-few-patients"
@@ -78,6 +80,7 @@ class ProbeHeader(Frozen):
     type: Literal["probe-batch"] = "probe-batch"
     contract: RunContract
     contract_digest: Digest
+    mandate: Mandate | None = None
     round: int = Field(ge=1, le=10_000)
     attempt: Attempt = 1
     kind: Kind
@@ -119,6 +122,7 @@ class KeyQueryHeader(Frozen):
     type: Literal["key-query"] = "key-query"
     contract: RunContract
     contract_digest: Digest
+    mandate: Mandate | None = None
     round: int = Field(ge=1, le=10_000)
     attempt: Attempt
 
@@ -159,6 +163,7 @@ class DryRunQueryHeader(Frozen):
     type: Literal["dry-run-query"] = "dry-run-query"
     contract: RunContract
     contract_digest: Digest
+    mandate: Mandate | None = None
 
 
 class DryRunHeader(Frozen):
@@ -311,6 +316,7 @@ def probe_batch(
     weights: FloatArray,
     basis: FloatArray | None = None,
     scales: FloatArray | None = None,
+    mandate: Mandate | None = None,
 ) -> Message:
     """A request for ``weights`` (K, D), and what the contract reduces its answers with, if it does.
 
@@ -319,6 +325,7 @@ def probe_batch(
     header = ProbeHeader(
         contract=contract,
         contract_digest=contract.digest(),
+        mandate=mandate,
         round=round,
         kind=kind,
         network=network,

@@ -25,7 +25,7 @@ from site_agent.events import LogFormat, begin
 from site_agent.frames import call
 from site_agent.importer.cli import app as importer
 from site_agent.kit import ENROLMENT_FILE
-from site_agent.policy_file import POLICY_FILE, default_policy_text
+from site_agent.policy_file import POLICY_FILE, PolicyError, default_policy_text, read_policy
 from site_agent.quality.command import report
 from site_agent.records import audit, outbox
 from site_agent.settings import SiteSettings, read_settings
@@ -89,15 +89,24 @@ def join(
         bool, typer.Option("--replace", help="Take another certificate than the one installed.")
     ] = False,
 ) -> None:
-    """Check the aggregator's kit and install its certificate. Safe to repeat."""
+    """Check the aggregator's kit and install its certificate. Safe to repeat.
+
+    A policy.toml that names no coordinator yet names those of the kit afterwards.
+    """
     from site_agent.kit import KitError
     from site_agent.kit import join as join_site
 
-    with _told(KitError):
+    with _told(KitError, PolicyError):
         settings = read_settings(home)
         joined = join_site(settings, kit, replace=replace)
+        pinned = read_policy(settings.home).coordinators or ()
     print(f"joined: {settings.name} trusts {joined.aggregator}")
     print(f"its releases are signed with key {joined.release_key}")
+    for key in pinned:
+        print(f"answers contracts signed with {key}: policy.toml, coordinators")
+    for key in joined.coordinators:
+        if key not in pinned:
+            print(f"the kit names {key} too: add it to policy.toml, coordinators, if you agree")
 
 
 @app.command()

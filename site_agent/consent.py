@@ -20,7 +20,13 @@ from site_agent.incidents import RefusedError, incident_of
 from site_agent.ledger import Ledger, refuse_beyond_budget
 from site_agent.membership import Membership
 from site_agent.outbox import Outbox
-from site_agent.policy import Policy, contract_violation, modality_violation, request_violation
+from site_agent.policy import (
+    Policy,
+    contract_violation,
+    mandate_violation,
+    modality_violation,
+    request_violation,
+)
 from site_agent.quota import gradients_asked, refuse_beyond_quota
 from site_agent.settings import SiteSettings
 
@@ -31,7 +37,7 @@ def verdict(
     """Whether the contract would be answered from here to its end, as things stand now."""
     contract, policy, code, incident = query.contract, settings.policy, None, None
     try:
-        refuse_other_digest(query)
+        refuse_unsigned(query, policy)
         obey_policy(contract, policy, round=1, probes=len(contract.probes.depths))
         if contract.granularity == "federation":
             membership_of(settings, outbox).refuse_members(contract)
@@ -60,10 +66,19 @@ def membership_of(settings: SiteSettings, outbox: Outbox) -> Membership:
     return Membership(outbox.folder, settings.name, signing_key(settings), settings.policy.peers)
 
 
-def refuse_other_digest(header: ProbeHeader | KeyQueryHeader | DryRunQueryHeader) -> None:
-    """Raises ``RefusedError`` where a header names another contract than it carries."""
-    if header.contract_digest != header.contract.digest():
+def refuse_unsigned(
+    header: ProbeHeader | KeyQueryHeader | DryRunQueryHeader, policy: Policy
+) -> None:
+    """Raises ``RefusedError`` where no coordinator of ``policy`` has signed a header's contract.
+
+    Or where the header names another contract than it carries: the digest is what was signed.
+    """
+    digest = header.contract.digest()
+    if header.contract_digest != digest:
         raise RefusedError(RefusalCode.DIGEST_MISMATCH, "header and contract disagree")
+    violation = mandate_violation(policy, header.mandate, digest=digest)
+    if violation is not None:
+        raise RefusedError(RefusalCode.UNKNOWN_COORDINATOR, violation)
 
 
 def fit_cohort(contract: RunContract, cohort: Cohort | None, settings: SiteSettings) -> Cohort:

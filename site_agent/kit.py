@@ -1,7 +1,8 @@
 """Joining: the aggregator's kit is checked, and its certificate installed.
 
 A home that has joined holds ``kit.json`` and, from it, ``aggregator-ca.crt``, the only certificate
-that this site trusts. The kit is written last: with it, everything before is there.
+that this site trusts; a policy.toml that named no coordinator names those of the kit. The kit is
+written last: with it, everything before is there.
 """
 
 import datetime
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from shared.durable import write_durably
 from shared.enrolment import MAX_BYTES, Enrolment, Kit
 from shared.frozen import explain
+from site_agent.policy_file import name_coordinators
 from site_agent.settings import SettingsError, SiteSettings
 
 KIT_FILE = "kit.json"
@@ -30,8 +32,8 @@ def join(settings: SiteSettings, path: Path, *, replace: bool) -> Kit:
     """Installs the kit in ``path``; the same kit again changes nothing.
 
     Another certificate than the one that is there is refused unless ``replace``: whoever holds its
-    key could pass for the aggregator. Raises ``KitError``, or ``SettingsError`` where the home's
-    own enrolment.json is damaged.
+    key could pass for the aggregator. Raises ``KitError``, ``PolicyError`` where policy.toml cannot
+    be read or written, or ``SettingsError`` where the home's own enrolment.json is damaged.
     """
     kit = read_kit(path)
     certificate = check_kit(kit, settings, source=path)
@@ -47,6 +49,7 @@ def join(settings: SiteSettings, path: Path, *, replace: bool) -> Kit:
     kept = settings.home / KIT_FILE
     if present != wanted:
         write_durably(settings.ca_path, wanted, mode=0o644)
+    name_coordinators(settings.home, kit.coordinators)
     if not kept.exists() or kept.read_bytes() != content:
         write_durably(kept, content, mode=0o644)
     return kit

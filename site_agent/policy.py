@@ -7,7 +7,9 @@ from pydantic import Field
 
 from shared.accounting import LEAST_DELTA
 from shared.contract import Granularity, Hex32, RunContract
+from shared.enrolment import MAX_COORDINATORS
 from shared.frozen import Frozen, canonical_json
+from shared.mandate import Mandate
 from shared.messages import MAX_PATIENTS
 from shared.tasks.settings import Modality, MultiTask
 
@@ -63,6 +65,11 @@ class Policy(Frozen):
     granularities: tuple[Granularity, ...] = Field(
         ("cohort", "federation"),
         description="what a summary may stand for: the cohort's mean, one patient, many sites' sum",
+    )
+    coordinators: tuple[Hex32, ...] | None = Field(
+        None,
+        max_length=MAX_COORDINATORS,
+        description="keys whose owners' contracts are answered; none, which a file cannot say: any",
     )
     peers: tuple[Hex32, ...] = Field(
         (), description="signing keys of the sites to add up with in a secure sum; empty: any"
@@ -124,6 +131,19 @@ def contract_violation(policy: Policy, contract: RunContract, *, parameters: int
             f"policy.max_parameters {policy.max_parameters}"
         )
     return clip_violation(policy, contract) or privacy_violation(policy, contract)
+
+
+def mandate_violation(policy: Policy, mandate: Mandate | None, *, digest: str) -> str | None:
+    """Why ``policy`` takes no contract of this digest under ``mandate``; None if it does."""
+    if policy.coordinators is None:
+        return None
+    if mandate is None:
+        return "the contract is not signed by a coordinator"
+    if mandate.coordinator not in policy.coordinators:
+        return f"the coordinator's key {mandate.coordinator} is not among policy.coordinators"
+    if not mandate.covers(digest):
+        return f"the signature of coordinator {mandate.coordinator} is not of this contract"
+    return None
 
 
 def clip_violation(policy: Policy, contract: RunContract) -> str | None:

@@ -1,15 +1,18 @@
 """The policy's file: ``policy.toml`` in the site's home, written once and then the hospital's.
 
-The agent reads it, and never writes it after ``site-agent init``. A home without one allows
-nothing: a lost file must not loosen what was allowed.
+The agent reads it, and never writes it: `site-agent init` does, and `site-agent join` where it
+still names no coordinator. A home without one allows nothing: a lost file must not loosen what was
+allowed.
 """
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from shared.durable import write_durably
 from site_agent.policy import Policy
 
 POLICY_FILE = "policy.toml"
@@ -50,6 +53,9 @@ _TEMPLATE = """\
 # over several sites of which nobody learns this one's share; "patient", one gradient a patient,
 # says far more of each: see docs/hospital.md before you add it.
 # granularities = {granularities}
+# Whose contracts are answered: the public keys of coordinators. Nobody's while it is empty;
+# `site-agent join` then fills in those of the kit. Remove a key to answer its owner no more.
+{coordinators}
 # Sites to add up with at granularity "federation": the signing_public_key of each one's
 # enrolment.json, got from that hospital itself. Empty: whoever a contract names.
 # peers = []
@@ -65,6 +71,7 @@ _TEMPLATE = """\
 # Where noise comes from all sites of a secure sum together: the share of them trusted to add it.
 # max_honest = {max_honest}
 """
+_NOBODY = "coordinators = []"
 _LISTS = ("tasks", "networks", "granularities")
 
 
@@ -76,7 +83,8 @@ def read_policy(home: Path) -> Policy:
     """What ``home/policy.toml`` allows. Raises ``PolicyError``."""
     path = home / POLICY_FILE
     try:
-        return Policy.model_validate(tomllib.loads(path.read_text("utf-8")))
+        # A file without the line names nobody: what is not said must not loosen anything.
+        return Policy.model_validate({"coordinators": (), **tomllib.loads(path.read_text("utf-8"))})
     except FileNotFoundError:
         raise PolicyError(
             f"{path}: not found, so nothing is allowed; `site-agent policy --default > {path}` "
@@ -90,11 +98,39 @@ def read_policy(home: Path) -> Policy:
         raise PolicyError(f"{path}: {_explained(error)}") from None
 
 
+def name_coordinators(home: Path, keys: Sequence[str]) -> Policy:
+    """Writes ``keys`` into a policy.toml that names no coordinator; gives what it says then.
+
+    A file that names somebody is left as it is. Raises ``PolicyError``, also where the file cannot
+    be written: the text has the line to write by hand.
+    """
+    policy, path = read_policy(home), home / POLICY_FILE
+    if policy.coordinators or not keys:
+        return policy
+    lines = path.read_text("utf-8").splitlines()
+    wanted = f"coordinators = {json.dumps(list(keys))}"
+    if _NOBODY in lines:
+        lines[lines.index(_NOBODY)] = wanted
+    elif not any(line.lstrip().startswith("coordinators") for line in lines):
+        lines.append(wanted)
+    try:
+        write_durably(path, ("\n".join(lines) + "\n").encode(), mode=path.stat().st_mode & 0o777)
+    except OSError as error:
+        raise PolicyError(
+            f"{path}: cannot be written ({error.strerror}): put this line there: {wanted}"
+        ) from None
+    written = read_policy(home)
+    if written.coordinators != tuple(keys):
+        raise PolicyError(f"{path}: coordinators: put this line there: {wanted}")
+    return written
+
+
 def default_policy_text() -> str:
     """A ``policy.toml`` with every limit at its default, explained."""
     policy = Policy()
     return _TEMPLATE.format(
-        **policy.model_dump(exclude=set(_LISTS)),
+        coordinators=_NOBODY,
+        **policy.model_dump(exclude={*_LISTS, "coordinators"}),
         **{name: json.dumps(getattr(policy, name)) for name in _LISTS},
     )
 

@@ -3,8 +3,9 @@
 How a request is answered:
 
 1. decode it; nothing that is not a message of ours goes further;
-2. contract and header agree on the digest; the site's policy allows contract and request; of a
-   secure sum, its members and this attempt are right (``membership.py``);
+2. contract and header agree on the digest, which a coordinator whom the site knows has signed; the
+   site's policy allows contract and request; of a secure sum, its members and this attempt are
+   right (``membership.py``);
 3. an answer given before under this contract and round goes out again, byte for byte; another
    request under that round is refused;
 4. no quota is used up (``quota.py``); the cohort is of the contract's modality
@@ -49,7 +50,7 @@ from site_agent.consent import (
     fit_cohort,
     membership_of,
     obey_policy,
-    refuse_other_digest,
+    refuse_unsigned,
     verdict,
 )
 from site_agent.events import Event, note
@@ -144,7 +145,7 @@ def _summary(
 ) -> bytes:
     started = time.monotonic()
     contract = header.contract
-    refuse_other_digest(header)
+    refuse_unsigned(header, settings.policy)
     weights = arrays.get("weights")
     if weights is None or weights.ndim != 2:
         raise RefusedError(RefusalCode.BAD_WEIGHTS, "not a (K, D) array of weights")
@@ -269,7 +270,7 @@ def _offer(
     query: KeyQueryHeader, *, settings: SiteSettings, cohort: Cohort | None, outbox: Outbox
 ) -> bytes:
     """A key of a secure sum, where the site is going to answer the request that it is for."""
-    refuse_other_digest(query)
+    refuse_unsigned(query, settings.policy)
     obey_policy(query.contract, settings.policy, round=query.round, probes=1)
     fit_cohort(query.contract, cohort, settings)
     answered = outbox.stored(

@@ -25,6 +25,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydicom import Dataset
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import FileMetaDataset
@@ -36,10 +37,12 @@ from pydicom.uid import (
 
 from shared.architectures import Residual
 from shared.contract import Anchor, Probes, RunContract
+from shared.mandate import sign_contract
 from shared.messages import Message, StatusQueryHeader, encode, probe_batch
 from shared.tasks.settings import CtDenoise
 from shared.trajectory import start
 from site_agent.frames import call
+from site_agent.policy_file import name_coordinators
 
 LETTERS, DIGITS = "QZKXWVJY", "70919293949"
 """What all canaries begin with: text in capitals, numbers of UIDs."""
@@ -299,6 +302,9 @@ def worker(home: Path, log: Path) -> Iterator[None]:
         process.wait(20)
 
 
+COORDINATOR = Ed25519PrivateKey.from_private_bytes(b"c" * 32)
+
+
 def requests() -> dict[str, bytes]:
     """Requests that are answered, and ones that fail: each brings something out of the worker."""
 
@@ -314,6 +320,7 @@ def requests() -> dict[str, bytes]:
                 kind=kind,
                 network=network,
                 weights=changed.get("weights", weights),
+                mandate=sign_contract(contract.digest(), COORDINATOR),
             )
         )
 
@@ -350,6 +357,7 @@ def test_nothing_of_a_studys_identifiers_leaves_its_folder(tmp_path: Path) -> No
         *("init", "--home", str(home), "--name", "site-a"),
         *("--aggregator", "localhost:1", "--images", str(study)),
     )
+    name_coordinators(home, [COORDINATOR.public_key().public_bytes_raw().hex()])
     counted = json.loads(run("index", "--home", str(home), "--json"))
     assert counted["patients"] == 6
     assert sum(counted["skipped"].values()) >= 15

@@ -12,6 +12,7 @@ KIT = {
     "aggregator": "agg.example.org:443",
     "ca": "PEM",
     "release_key": "2" * 64,
+    "coordinators": ["3" * 64],
 }
 
 

@@ -187,12 +187,16 @@ def test_every_command_explains_itself():
 
 
 def test_identifiers_stay_in_the_image_folder(tmp_path, write_slice):
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from shared.architectures import Residual
     from shared.contract import Anchor, Probes, RunContract
+    from shared.mandate import sign_contract
     from shared.messages import decode, encode, probe_batch
     from shared.tasks.settings import CtDenoise
     from shared.trajectory import start
     from site_agent.cohort import open_cohort
+    from site_agent.policy_file import name_coordinators
     from site_agent.worker import answer
 
     tiny = Residual(depth=2, width=4)
@@ -227,6 +231,8 @@ def test_identifiers_stay_in_the_image_folder(tmp_path, write_slice):
         anchor=Anchor(rounds=1, local_steps=1, batch=2, crop_px=16),
         probes=Probes(requests=1, draws=1, depths=(0,)),
     )
+    coordinator = Ed25519PrivateKey.generate()
+    name_coordinators(home, [coordinator.public_key().public_bytes_raw().hex()])
     settings = read_settings(home)
     payload = encode(
         probe_batch(
@@ -235,6 +241,7 @@ def test_identifiers_stay_in_the_image_folder(tmp_path, write_slice):
             kind="gradients",
             network="student",
             weights=start(contract, kind="gradients", network="student", round=1).numpy()[None],
+            mandate=sign_contract(contract.digest(), coordinator),
         )
     )
     replies = [

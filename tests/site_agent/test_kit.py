@@ -13,6 +13,7 @@ from shared.enrolment import Kit
 from site_agent.cli import app
 from site_agent.enrolment import enrol
 from site_agent.kit import KitError, join, own_enrolment
+from site_agent.policy_file import read_policy
 from site_agent.settings import SettingsError
 
 ADDRESS = "aggregator.example.org:443"
@@ -48,6 +49,7 @@ def write(path, settings, **changes):
         "aggregator": ADDRESS,
         "ca": authority(),
         "release_key": "2" * 64,
+        "coordinators": ("3" * 64,),
     }
     path.write_text(Kit(**(document | changes)).model_dump_json())
     return path
@@ -61,7 +63,8 @@ def test_joining_installs_the_certificate_and_again_changes_nothing(settings, tm
     path = write(tmp_path / "st-anna.kit.json", settings)
     kit = join(settings, path, replace=False)
     assert settings.ca_path.read_text() == kit.ca
-    assert json.loads((settings.home / "kit.json").read_text()) == kit.model_dump()
+    assert json.loads((settings.home / "kit.json").read_text()) == kit.model_dump(mode="json")
+    assert read_policy(settings.home).coordinators == kit.coordinators
     before = content(settings.home)
     join(settings, path, replace=False)
     assert content(settings.home) == before

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shared.architectures import Residual
 from shared.contract import Anchor, Probes, RunContract
+from shared.mandate import sign_contract
 from shared.messages import Message, StatusQueryHeader, decode, encode, probe_batch
 from shared.tasks.settings import CtDenoise
 from shared.trajectory import start
@@ -24,9 +26,14 @@ from site_agent.cohort import build_cohort
 from site_agent.enrolment import enrol
 from site_agent.frames import call
 from site_agent.intake.slices import PatientSlices, Slice
+from site_agent.policy_file import name_coordinators
 
 TINY = Residual(depth=2, width=4)
 STATUS = encode(Message(header=StatusQueryHeader()))
+
+
+COORDINATOR = Ed25519PrivateKey.from_private_bytes(b"c" * 32)
+KEY = COORDINATOR.public_key().public_bytes_raw().hex()
 
 
 @pytest.fixture
@@ -34,6 +41,7 @@ def settings(tmp_path):
     made = enrol(
         home=tmp_path / "home", name="site-a", aggregator="localhost:1", images=tmp_path / "images"
     )
+    name_coordinators(made.home, [KEY])
     index(made, patients=6)
     return made
 
@@ -61,7 +69,14 @@ def request(*, local_steps=3, round=1, kind="gradients", seed=0):
     network = "anchor" if kind == "local-steps" else "student"
     weights = start(contract, kind=kind, network=network, round=round).numpy()[None]
     return encode(
-        probe_batch(contract=contract, round=round, kind=kind, network=network, weights=weights)
+        probe_batch(
+            contract=contract,
+            round=round,
+            kind=kind,
+            network=network,
+            weights=weights,
+            mandate=sign_contract(contract.digest(), COORDINATOR),
+        )
     )
 
 
@@ -127,11 +142,12 @@ def test_the_worker_answers_has_no_network_and_survives_being_killed(settings):
         assert (refused.type, refused.code) == ("refusal", "too-few-patients")
         # A changed policy, too; and one that is lost allows nothing.
         policy = settings.home / "policy.toml"
-        for text in ('tasks = ["mr-sr"]\n', "damaged", None):
+        named = f'coordinators = ["{KEY}"]\n'
+        for text in (named + 'tasks = ["mr-sr"]\n', "damaged", None):
             policy.unlink() if text is None else policy.write_text(text)
             refused = decode(call(settings.socket_path, request(), timeout_s=60)).header
             assert (refused.type, refused.code) == ("refusal", "policy")
-        policy.write_text("")
+        policy.write_text(named)
         assert call(settings.socket_path, request(round=1), timeout_s=60) == answer
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
@@ -150,7 +166,7 @@ def test_the_worker_answers_has_no_network_and_survives_being_killed(settings):
 def test_a_worker_killed_at_any_instant_has_told_its_log_of_all_that_left(settings):
     chance, heads = random.Random(0), []
     many = "max_requests_an_hour = 100000\nmax_requests_a_day = 100000\n"
-    (settings.home / "policy.toml").write_text(many)
+    (settings.home / "policy.toml").write_text(f'coordinators = ["{KEY}"]\n{many}')
     for _ in range(4):
         with running(settings) as process:
             killer = threading.Timer(chance.uniform(0.0, 0.3), process.kill)
