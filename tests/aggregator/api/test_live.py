@@ -27,6 +27,7 @@ uvicorn.run(create_app(Path(sys.argv[1])), fd=int(sys.argv[2]), log_level="warni
 @pytest.fixture
 def url(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("FEDSTILL_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = [sys.executable, "-c", SERVE, str(home), str(listener.fileno())]
         with subprocess.Popen(command, pass_fds=[listener.fileno()]) as server:
