@@ -6,7 +6,7 @@ counts its versions: a number is given out once. A version can be withdrawn, for
 number and its bytes, and is handed out no more.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,19 +14,14 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Select, false, func, select, true
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session, contains_eager, joinedload, selectinload
+from sqlalchemy.orm import Session, contains_eager, joinedload
 
 from aggregator.database import Database
 from aggregator.schema import DatasetRow, FileRow, VersionRow, WithdrawalRow
 
 Visibility = Literal["public", "gated", "private"]
 MAX_REASON = 500
-WHOLE = (
-    contains_eager(VersionRow.dataset),
-    joinedload(VersionRow.withdrawal),
-    selectinload(VersionRow.files),
-)
-"""All of some versions in two queries, however many they are."""
+WITH_DATASET = (contains_eager(VersionRow.dataset), joinedload(VersionRow.withdrawal))
 
 
 class CatalogError(ValueError):
@@ -136,26 +131,40 @@ class Catalog:
         self.database.close()
 
     def datasets(
-        self, *, offset: int = 0, limit: int = 100, visible_to: Collection[str] | None = ()
+        self,
+        *,
+        offset: int = 0,
+        limit: int = 100,
+        visible_to: Collection[str] | None = (),
+        matching: str = "",
     ) -> tuple[int, list[Version]]:
         """How many datasets there are, and the newest version of some, by name.
 
         ``visible_to``: the private datasets, as ``namespace/name``, that are shown beside public
         and gated ones; None shows all. One with no version that is not withdrawn is left out.
+        ``matching``: a part of the name or of the task, in any case.
         """
         shown = DatasetRow.newest_number.is_not(None) & _shown(visible_to)
+        newest = (VersionRow.dataset_id == DatasetRow.id) & (
+            VersionRow.number == DatasetRow.newest_number
+        )
+        counted, named = select(func.count()).select_from(DatasetRow), select(DatasetRow.id)
+        if matching:
+            shown &= _matches(matching)
+            counted, named = counted.join(VersionRow, newest), named.join(VersionRow, newest)
+        by_name = (DatasetRow.namespace, DatasetRow.name)
+        # The page first, then its versions: else a database may look at every version there is.
+        named = named.where(shown).order_by(*by_name).offset(offset).limit(limit)
         page = (
             select(VersionRow)
             .join(VersionRow.dataset)
-            .where(shown, VersionRow.number == DatasetRow.newest_number)
-            .options(*WHOLE)
-            .order_by(DatasetRow.namespace, DatasetRow.name)
-            .offset(offset)
-            .limit(limit)
+            .where(newest, DatasetRow.id.in_(named))
+            .options(*WITH_DATASET)
+            .order_by(*by_name)
         )
         with self.database.session() as session:
-            total = session.scalar(select(func.count()).select_from(DatasetRow).where(shown)) or 0
-            return total, [_version(row) for row in session.scalars(page)]
+            total = session.scalar(counted.where(shown)) or 0
+            return total, _versions(session, session.scalars(page).all())
 
     def versions(
         self, namespace: str, name: str, *, offset: int = 0, limit: int = 100
@@ -179,7 +188,7 @@ class Catalog:
         """
         query = (
             _of(select(VersionRow), namespace, name)
-            .options(*WHOLE)
+            .options(*WITH_DATASET)
             .order_by(VersionRow.number.desc())
             .limit(1)
         )
@@ -199,7 +208,7 @@ class Catalog:
                 return None
         with self.database.session() as session:
             row = session.scalar(query)
-            return _version(row) if row else None
+            return _versions(session, [row])[0] if row else None
 
     def describe(self, namespace: str, name: str) -> Dataset | None:
         """A dataset, whether or not it has a version."""
@@ -282,7 +291,7 @@ class Catalog:
                         f"{namespace}/{name}@v{present.number} has this very content and was"
                         f" withdrawn: {present.withdrawal.reason}"
                     )
-                return _version(present)
+                return _versions(session, [present])[0]
             number = dataset.last_number + 1
             row = VersionRow(
                 dataset=dataset,
@@ -296,7 +305,7 @@ class Catalog:
             dataset.last_number = dataset.newest_number = number
             dataset.head_sequence += 1
             session.flush()
-            return _version(row)
+            return _versions(session, [row])[0]
 
     def withdraw(self, namespace: str, name: str, number: int, reason: str) -> Version:
         """Withdraws a version for good, or returns it where it was withdrawn already.
@@ -322,7 +331,7 @@ class Catalog:
                     .where(VersionRow.dataset_id == dataset.id, WithdrawalRow.version_id.is_(None))
                 )
                 dataset.head_sequence += 1
-            return _version(row)
+            return _versions(session, [row])[0]
 
 
 def _now() -> str:
@@ -346,6 +355,13 @@ def _shown(visible_to: Collection[str] | None) -> ColumnElement[bool]:
     full_name = DatasetRow.namespace + "/" + DatasetRow.name
     named = full_name.in_(sorted(visible_to)) if visible_to else false()
     return (DatasetRow.visibility != "private") | named
+
+
+def _matches(text: str) -> ColumnElement[bool]:
+    """Of a dataset joined to its newest version: whether name or task has ``text`` in it."""
+    full_name = DatasetRow.namespace + "/" + DatasetRow.name
+    task: ColumnElement[str] = VersionRow.summary["task"].as_string()
+    return full_name.icontains(text, autoescape=True) | task.icontains(text, autoescape=True)
 
 
 def _claim(session: Session, namespace: str, name: str) -> DatasetRow:
@@ -383,13 +399,24 @@ def _entry(row: VersionRow) -> VersionEntry:
     )
 
 
-def _version(row: VersionRow) -> Version:
-    return Version(
-        dataset=_dataset(row.dataset),
-        number=row.number,
-        digest=row.digest,
-        created_at=row.created_at,
-        summary=row.summary,
-        files=tuple(StoredFile(path=f.path, bytes=f.bytes, sha256=f.sha256) for f in row.files),
-        withdrawn=_withdrawal(row),
+def _versions(session: Session, rows: Sequence[VersionRow]) -> list[Version]:
+    """The versions with their files: one query, however many they are."""
+    query = select(FileRow.version_id, FileRow.path, FileRow.bytes, FileRow.sha256).where(
+        FileRow.version_id.in_([row.id for row in rows])
     )
+    files: dict[int, list[StoredFile]] = {row.id: [] for row in rows}
+    # Plain rows, not mapped ones: a page has hundreds of files.
+    for version_id, path, size, sha256 in session.execute(query):
+        files[version_id].append(StoredFile(path=path, bytes=size, sha256=sha256))
+    return [
+        Version(
+            dataset=_dataset(row.dataset),
+            number=row.number,
+            digest=row.digest,
+            created_at=row.created_at,
+            summary=row.summary,
+            files=tuple(sorted(files[row.id], key=lambda file: file.path)),
+            withdrawn=_withdrawal(row),
+        )
+        for row in rows
+    ]
