@@ -1,21 +1,36 @@
 """Files made to break their reader: each ends with a code, in time, and touches nobody else's."""
 
 import gzip
+import json
 import os
+import shutil
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pydicom.data
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydicom.uid import AllTransferSyntaxes, UID_dictionary
 
+from shared.architectures import Residual
+from shared.contract import Anchor, Probes, RunContract
+from shared.mandate import sign_contract
+from shared.messages import decode, encode, probe_batch
+from shared.tasks.settings import CtDenoise
+from shared.trajectory import start
+from site_agent.enrolment import enrol
+from site_agent.frames import call
 from site_agent.intake import read_folder
 from site_agent.intake.pool import Limits, ReaderPool
 from site_agent.intake.reasons import IntakeReport, SkipReason
+from site_agent.policy_file import name_coordinators
 
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 DEFLATED, BIG = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
@@ -226,8 +241,8 @@ def outcomes(paths, *, modality="CT", limits=None):
     return ended, longest
 
 
-def write_good(folder):
-    for number in range(3):
+def write_good(folder, patients=range(3)):
+    for number in patients:
         for z in range(4):
             stored = np.random.default_rng(10 * number + z).integers(0, 2000, EDGE**2, np.uint16)
             named = {
@@ -351,3 +366,99 @@ def test_mutated_files_end_with_a_code(tmp_path, modality):
     # The seeds are read where they are whole, so that the mutations reach further than a preamble.
     assert "" in outcomes(own, modality=modality)[0]
     assert len(set(ended)) >= 6, Counter(ended)
+
+
+CONTRACT = RunContract(
+    name="hostile",
+    granularity="patient",
+    min_patients=2,
+    task=CtDenoise(size_px=32, angles=30, bins=48),
+    student=Residual(depth=2, width=4),
+    anchor_network=Residual(depth=2, width=4),
+    anchor=Anchor(rounds=0, crop_px=16),
+    probes=Probes(requests=16, draws=1, depths=(0,)),
+)
+ROUNDS = CONTRACT.rounds
+POLICY = 'min_patients = 2\ngranularities = ["patient"]\n'
+
+
+def request(round, coordinator):
+    weights = start(CONTRACT, kind="gradients", network="student", round=round).numpy()[None]
+    mandate = sign_contract(CONTRACT.digest(), coordinator)
+    return encode(
+        probe_batch(
+            contract=CONTRACT,
+            round=round,
+            kind="gradients",
+            network="student",
+            weights=weights,
+            mandate=mandate,
+        )
+    )
+
+
+def site(command, home, output):
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "site_agent.cli", *command, "--home", str(home)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "FEDSTILL_THREADS": "1"},
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_a_round_is_answered_while_hostile_files_are_indexed_and_gradients_are_the_same(tmp_path):
+    images, home = tmp_path / "images", tmp_path / "home"
+    images.mkdir()
+    write_good(images)
+    enrol(home=home, name="site-a", aggregator="localhost:1", images=images)
+    coordinator = Ed25519PrivateKey.generate()
+    (home / "policy.toml").write_text(POLICY)
+    name_coordinators(home, [coordinator.public_key().public_bytes_raw().hex()])
+    output = tmp_path / "output"
+    assert site(["index"], home, output).wait(100) == 0, output.read_text()
+    # The same site, to whose images the files are never added.
+    calm = tmp_path / "calm"
+    shutil.copytree(home, calm)
+
+    def values(place, round):
+        answered = decode(call(place / "worker.sock", request(round, coordinator), timeout_s=60))
+        assert answered.header.type == "summary"
+        return answered.arrays["values"]
+
+    with ExitStack() as stack:
+        for place in (home, calm):
+            log = place.with_suffix(".out")
+            worker = site(["worker"], place, log)
+            stack.callback(worker.wait)
+            stack.callback(worker.terminate)
+            deadline = time.monotonic() + 90
+            while b"worker ready" not in log.read_bytes():
+                assert worker.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+        for name, content in list(crafted().items())[::2]:
+            (images / name).write_bytes(content)
+        write_good(images, patients=[3])
+        indexing = site(["index", "--json"], home, output)
+        stack.callback(indexing.wait)
+        meanwhile = []
+        while indexing.poll() is None:
+            answered = values(home, min(len(meanwhile), ROUNDS - 2) + 1)
+            if indexing.poll() is None:
+                meanwhile.append(answered)
+            time.sleep(0.5)
+        assert indexing.returncode == 0
+        assert len(meanwhile) >= 3, "rounds were answered from its begin to its end"
+        for round, answered in enumerate(meanwhile[: ROUNDS - 1], 1):
+            assert answered.shape[0] == 3
+            assert np.array_equal(answered, values(calm, round))
+        counted = json.loads(output.read_bytes().splitlines()[-1])
+        assert sum(counted["skipped"].values()) > 50
+        among, alone = values(home, ROUNDS), values(calm, ROUNDS)
+    assert among.shape[0] == counted["patients"] > alone.shape[0] == 3
+    rows = {one.tobytes() for one in among}
+    assert all(one.tobytes() in rows for one in alone), "bit for bit"
+    # The control: gradients of the next round are others.
+    assert not any(one.tobytes() in rows for one in meanwhile[0])
