@@ -91,15 +91,8 @@ def get(
                 on_progress=advance,
                 say=aside,
             )
-        if fetched.newly_pinned:
-            aside(
-                f"key {key_id(fetched.key)} of {publishers.origin(server)} is trusted from now on"
-            )
-            aside(f"  and pinned in {publishers.known_publishers_file()}")
-            if key is None:
-                aside("  (first use: compare it with the key the publisher tells you)")
-        if fetched.rotated:
-            aside(f"{publishers.origin(server)} has new keys; they follow from those pinned")
+        for line in client.news_of_keys(fetched, url=server, given=key is not None):
+            aside(line)
         report = {
             **about(fetched.verified),
             "folder": str(fetched.folder),

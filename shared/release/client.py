@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from shared.release.cache import cache_folder
 from shared.release.delivery import deliver, is_there
 from shared.release.downloads import Progress
 from shared.release.errors import (
@@ -31,7 +30,7 @@ from shared.release.errors import (
 )
 from shared.release.head import HEAD, Head, read_head
 from shared.release.key_list import KEYS, KeyList, follow, read_chain
-from shared.release.keys import decode_key, encode_key
+from shared.release.keys import decode_key, encode_key, key_id
 from shared.release.manifest import (
     DOCUMENTS,
     MANIFEST,
@@ -47,6 +46,7 @@ from shared.release.publishers import (
     check_head,
     check_history,
     known_publisher,
+    known_publishers_file,
     origin,
     remember,
 )
@@ -132,6 +132,21 @@ def parse_address(text: str) -> tuple[str, Reference]:
     return origin(text) + prefix, reference
 
 
+def news_of_keys(fetched: Fetched, *, url: str, given: bool) -> list[str]:
+    """What a person must be told of the keys now trusted; ``given``: he named the key himself."""
+    lines = []
+    if fetched.newly_pinned:
+        lines += [
+            f"key {key_id(fetched.key)} of {origin(url)} is trusted from now on",
+            f"  and pinned in {known_publishers_file()}",
+        ]
+        if not given:
+            lines.append("  (first use: compare it with the key the publisher tells you)")
+    if fetched.rotated:
+        lines.append(f"{origin(url)} has new keys; they follow from those pinned")
+    return lines
+
+
 def get(
     reference: Reference,
     *,
@@ -180,21 +195,13 @@ def get(
     )
 
 
-def cached(address: str, *, key: Ed25519PublicKey | None = None, token: str | None = None) -> Path:
-    """The folder of the release at a page's address, downloaded and verified where need be.
-
-    Raises ``ValueError`` on an address that is none, else the ``ReleaseError`` that fits.
-    """
-    url, reference = parse_address(address)
-    place = re.sub("[^a-z0-9.-]", "_", origin(url).lower())
-    folder = cache_folder() / "releases" / place / reference.namespace
-    if reference.newest:
-        with open_session(url, token=token) as session:
-            trust = _trust(session, url=url, key=key)
-            number = _head(session, reference, url=url, trust=trust).number
-        reference = Reference(reference.namespace, reference.name, f"v{number}")
-    to = folder / f"{reference.name}-{reference.revision}"
-    return get(reference, url=url, to=to, key=key, token=token).folder
+def newest_number(
+    reference: Reference, *, url: str, key: Ed25519PublicKey | None = None, token: str | None = None
+) -> int:
+    """The number of a dataset's newest version, by its signed head; raises as ``get`` does."""
+    with open_session(url, token=token) as session:
+        trust = _trust(session, url=url, key=key)
+        return _head(session, reference, url=url, trust=trust).number
 
 
 def catalogue(url: str, *, token: str | None = None) -> dict[str, Any]:

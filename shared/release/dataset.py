@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.release.client import cached
+from shared.release.cached_release import cached
 from shared.release.errors import LocalError
 
 try:

@@ -5,9 +5,11 @@ environment variable FEDSTILL_CONFIG names), by the server's origin. It is publi
 who can write it decides what is trusted.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -148,7 +150,19 @@ def remember(
 
     ``before`` is what was known of the same publisher; None begins anew.
     """
+    with _held():
+        _remember(url, before=before, key_list=key_list, head=head, version=version)
+
+
+def _remember(
+    url: str, *, before: Publisher | None, key_list: KeyList, head: Head, version: VersionRecord
+) -> None:
     known = read_publishers()
+    present = known.publishers.get(origin(url))
+    if present and (before or present.key_list == key_list):
+        before = present  # another process may have seen more of this publisher meanwhile
+        if present.key_list and present.key_list.sequence > key_list.sequence:
+            key_list = present.key_list
     seen = dict(before.seen) if before else {}
     heads = dict(before.heads) if before else {}
     dataset = _dataset(version)
@@ -162,6 +176,22 @@ def remember(
 
 def _dataset(version: VersionRecord) -> str:
     return f"{version.namespace}/{version.name}"
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """Keeps other processes from writing what is known in between."""
+    folder = config_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise LocalError(str(folder), f"cannot be written ({error.strerror})") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write(known: KnownPublishers) -> None:

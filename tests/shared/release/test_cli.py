@@ -294,8 +294,10 @@ sys.meta_path.insert(0, Block())
 
 
 def test_the_client_needs_no_torch() -> None:
-    modules = "agreements cache cli client command_line dataset delivery downloads errors facts"
-    modules += " head key_list keys manifest model model_card progress publishers train"
+    modules = "agreements cache cached_release cli client command_line dataset delivery downloads"
+    modules += (
+        " errors facts head key_list keys manifest model model_card progress publishers train"
+    )
     modules += " train_command transfer"
     code = (
         BLOCKED

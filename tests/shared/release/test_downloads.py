@@ -14,7 +14,8 @@ import pytest
 
 from shared.release import cache, transfer
 from shared.release.cache import cache_folder, partial_folder
-from shared.release.client import cached, get, parse_address, parse_reference
+from shared.release.cached_release import cached
+from shared.release.client import get, parse_address, parse_reference
 from shared.release.errors import (
     DeniedError,
     GatedError,
@@ -24,10 +25,12 @@ from shared.release.errors import (
     TamperedFileError,
     WithdrawnError,
 )
+from shared.release.manifest import MANIFEST, MANIFEST_SIGNATURE, SUMS, VERSION, VERSION_SIGNATURE
 
 Contents = Callable[..., dict[str, bytes]]
 DEMO = parse_reference("ct-demo@v1")
 PAIRS = "pairs.safetensors"
+DOCUMENTS = (MANIFEST, MANIFEST_SIGNATURE, VERSION, VERSION_SIGNATURE, SUMS)
 
 
 @pytest.fixture(autouse=True)
@@ -235,10 +238,29 @@ def test_addresses_of_pages() -> None:
             parse_address(text)
 
 
-def test_a_release_by_address_is_fetched_once(server: Any, contents: Contents) -> None:
+def test_files_come_four_at_a_time(
+    server: Any, contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.publish("v1", contents())
+    assert len(contents()) - len(DOCUMENTS) == 4
+    together = threading.Barrier(4)  # passes once four stand before it
+
+    def meet(*arguments: Any, **named: Any) -> Any:
+        together.wait(timeout=20)
+        return transfer.transfer(*arguments, **named)
+
+    monkeypatch.setattr("shared.release.downloads.transfer", meet)
+    get(DEMO, url=server.url, to=tmp_path / "x")
+    assert (tmp_path / "x" / PAIRS).read_bytes() == contents()[PAIRS]
+
+
+def test_a_release_by_address_is_fetched_once(
+    server: Any, contents: Contents, caplog: pytest.LogCaptureFixture
+) -> None:
     server.publish("main", contents(number=2))
     address = f"{server.url}/datasets/fedstill/ct-demo"
     folder = cached(address)
+    assert "is trusted from now on" in caplog.text
     assert folder.name == "ct-demo-v2"
     assert folder.is_relative_to(cache_folder())
     server.requests.clear()

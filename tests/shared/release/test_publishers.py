@@ -114,6 +114,22 @@ def test_a_head_never_goes_back(key: Ed25519PrivateKey, head_key: Ed25519Private
         check_head(known, a_head(4))
 
 
+def test_what_another_process_saw_meanwhile_is_kept(
+    key: Ed25519PrivateKey, head_key: Ed25519PrivateKey
+) -> None:
+    mine = a_list(key, head_key)
+    remember(URL, before=None, key_list=mine, head=a_head(1), version=record(1, "a"))
+    before = known_publisher(URL)
+    for number in (3, 2):  # the one that began with the third ended first
+        remember(
+            URL, before=before, key_list=mine, head=a_head(number), version=record(number, "b")
+        )
+    known = known_publisher(URL)
+    assert known is not None
+    assert set(known.seen["fedstill/ct-demo"]) == {1, 2, 3}
+    assert known.heads == {"fedstill/ct-demo": 3}
+
+
 def test_a_file_of_one_key_is_read(config: Path, key: Ed25519PrivateKey) -> None:
     config.mkdir()
     publisher = {"key": encode_key(key.public_key()), "seen": {"fedstill/ct-demo": {"1": "a" * 64}}}
