@@ -21,6 +21,8 @@ from pydantic import ValidationError
 from shared.durable import sync_folder, write_durably
 from shared.release.errors import LocalError
 from shared.release.key_list import (
+    KEYS,
+    MAX_CHAIN_BYTES,
     MAX_LISTS,
     KeyChain,
     KeyList,
@@ -207,6 +209,10 @@ class PublisherKeys:
     def _write(self, lists: tuple[SignedKeyList, ...]) -> None:
         content = json.dumps(KeyChain(lists=lists).model_dump(mode="json"), indent=1).encode()
         read_chain(content)  # what researchers would refuse is never served
+        if len(content) > MAX_CHAIN_BYTES:
+            raise PublisherKeyError(
+                KEYS, "would be larger than researchers read", "honour fewer versions"
+            )
         write_durably(self.chain_file, content, mode=0o644)
 
     @contextmanager

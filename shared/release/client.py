@@ -29,7 +29,7 @@ from shared.release.errors import (
     WithdrawnError,
 )
 from shared.release.head import HEAD, Head, read_head
-from shared.release.key_list import KEYS, KeyList, follow, read_chain
+from shared.release.key_list import KEYS, MAX_CHAIN_BYTES, KeyList, follow, read_chain
 from shared.release.keys import decode_key, encode_key, key_id
 from shared.release.manifest import (
     DOCUMENTS,
@@ -229,7 +229,8 @@ def _object(document: Any) -> dict[str, Any]:
 
 def _trust(session: Session, *, url: str, key: Ed25519PublicKey | None) -> _Trust:
     """The key list to hold the server to; ``key``, given by hand, outweighs what is pinned."""
-    content, _ = fetch_small(session, f"{url.rstrip('/')}/api/publisher/keys", name=KEYS)
+    address = f"{url.rstrip('/')}/api/publisher/keys"
+    content, _ = fetch_small(session, address, name=KEYS, limit=MAX_CHAIN_BYTES)
     chain = read_chain(content)
     known = known_publisher(url)
     seen = known.key_list if known else None

@@ -26,6 +26,8 @@ from shared.release.keys import decode_key, encode_key, is_signature, key_id
 KEYS = "keys.json"
 MAX_LISTS = 1000
 MAX_HONOURED = 5000
+MAX_CHAIN_BYTES = 16 * 2**20
+"""A chain carries every version honoured in each list since: more than other documents may have."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

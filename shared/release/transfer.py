@@ -78,12 +78,12 @@ def fetch_json(session: Session, address: str) -> Any:
         ) from None
 
 
-def fetch_small(session: Session, address: str, *, name: str) -> tuple[bytes, httpx.Headers]:
-    """A document of at most 1 MiB, and the headers it came with."""
+def fetch_small(
+    session: Session, address: str, *, name: str, limit: int = MAX_DOCUMENT_BYTES
+) -> tuple[bytes, httpx.Headers]:
+    """A document of at most ``limit`` bytes, and the headers it came with."""
     sink = io.BytesIO()
-    headers = transfer(
-        session, address, name=name, sink=sink, limit=MAX_DOCUMENT_BYTES, expected=None
-    )
+    headers = transfer(session, address, name=name, sink=sink, limit=limit, expected=None)
     return sink.getvalue(), headers
 
 
