@@ -75,6 +75,7 @@ class DicomSlice:
     patient_id: str | None
     series: str  # of MR an echo of a series: echoes are contrasts of their own
     study: str
+    acquired: str  # when, where the file tells: reconstructions of one scan agree
     instance: str
     frame: str  # of reference: positions of one frame can be compared
     plane: Plane
@@ -205,6 +206,7 @@ def _slice(
         patient_id=_patient_id(header),
         series=series,
         study=_identifier(header, "StudyInstanceUID"),
+        acquired=_acquired(header),
         instance=_identifier(header, "SOPInstanceUID"),
         frame=_identifier(header, "FrameOfReferenceUID"),
         plane=plane,
@@ -275,6 +277,17 @@ def _thickness_mm(frame: Dataset) -> float | None:
 def _patient_id(header: Dataset) -> str | None:
     value = _identifier(header, "PatientID").strip()
     return None if value.upper() in _NOBODY else value
+
+
+def _acquired(header: Dataset) -> str:
+    """Date and time of acquisition; empty where there is no time."""
+    try:
+        moment = text(header, "AcquisitionDateTime")
+        time = text(header, "AcquisitionTime")
+        moment = moment or (time and text(header, "AcquisitionDate") + time)
+    except Exception:  # what cannot be read says nothing
+        return ""
+    return moment[:MAX_IDENTIFIER]
 
 
 def _identifier(header: Dataset, keyword: str) -> str:

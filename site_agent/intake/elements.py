@@ -20,6 +20,9 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from site_agent.intake.enhanced import FUNCTIONAL_GROUPS
 
 _HEADER_TAGS = [
+    "AcquisitionDate",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
     "BitsAllocated",
     "BitsStored",
     "BurnedInAnnotation",

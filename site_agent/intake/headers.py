@@ -24,7 +24,7 @@ from site_agent.intake.reasons import LIMITS, SkipReason
 from site_agent.intake.strictness import as_fields
 
 HEADERS_FILE = "headers.sqlite"
-FORMAT = 2
+FORMAT = 3
 """Raise it where headers are read differently: what is remembered is then read again."""
 
 _COMMIT_EVERY = 256
@@ -83,6 +83,7 @@ def file_header(answer: Answer, file: ImageFile, *, key: bytes) -> FileHeader:
                 patient_id=None,
                 series=pseudonym(key, f"series:{one.series}"),
                 study=one.study and pseudonym(key, f"study:{one.study}"),
+                acquired=one.acquired and pseudonym(key, f"acquired:{one.acquired}"),
                 instance=one.instance and pseudonym(key, f"instance:{one.instance}"),
                 frame=one.frame and pseudonym(key, f"frame:{one.frame}"),
             )

@@ -6,7 +6,7 @@ from site_agent.cohort import build_cohort, paired
 from site_agent.intake import read_folder
 from site_agent.intake.acquisition import Acquisition
 from site_agent.intake.dicom import read_header
-from site_agent.intake.pairing import couples, fine_power, kind_of, worse_side
+from site_agent.intake.pairing import couples, fine_power, kind_of, unlikeness, worse_side
 from site_agent.intake.reasons import IntakeReport
 
 FRAME, EDGE = "1.2.3.77", 48
@@ -18,11 +18,11 @@ def image(seed, noise):
     return np.rint(body + noise * generator.standard_normal((EDGE, EDGE))).astype(np.uint16)
 
 
-def write_series(folder, write_slice, *, series, noise, positions=range(4), **elements):
+def write_series(folder, write_slice, *, series, noise, positions=range(4), moved=0, **elements):
     for z in positions:
         write_slice(
             folder / f"{series}-{z}-{noise}.dcm",
-            image(z, noise),
+            np.roll(image(z, noise), moved, axis=0),
             series=series,
             **{
                 "position": (0, 0, 3 * z),
@@ -85,11 +85,14 @@ def test_two_kernels_are_pairs_and_the_noisier_is_lq(tmp_path, write_slice):
         {"orientation": (0.999, 0.0447, 0, -0.0447, 0.999, 0)},
         {"patient_id": "P2"},
         {"noise": 61},  # hardly differs
+        {"AcquisitionTime": "101112"},  # another phase
+        {"moved": 4},
     ],
 )
 def test_what_differs_in_place_or_hardly_in_noise_is_no_pair(tmp_path, write_slice, change):
-    write_series(tmp_path, write_slice, series="1.1", noise=60)
-    write_series(tmp_path, write_slice, series="1.2", **{"noise": 5, **change})
+    write_series(tmp_path, write_slice, series="1.1", noise=60, AcquisitionTime="101010")
+    alike = {"noise": 5, "AcquisitionTime": "101010"}
+    write_series(tmp_path, write_slice, series="1.2", **{**alike, **change})
     patients, report = read(tmp_path)
     assert not report.pairs
     assert all(not patient.pairs for patient in patients)
@@ -138,3 +141,19 @@ def test_fine_power_of_white_noise_is_its_share_above_half_nyquist():
     assert worse_side([(2 * noise, noise)]) == 0
     assert worse_side([(noise, noise)]) is None
     assert worse_side([]) is None
+
+
+def test_unlikeness_is_the_coarse_difference_over_the_contrast():
+    halves = np.zeros((64, 64), np.int16)
+    halves[:, 32:] = 1000  # standard deviation 500
+    assert unlikeness(halves, halves) == 0
+    assert unlikeness(halves, halves + np.int16(50)) == pytest.approx(0.1)
+    checks = halves + np.int16(300) * (np.indices((64, 64)).sum(axis=0) % 2 * 2 - 1)
+    assert unlikeness(halves, checks.astype(np.int16)) == 0
+    assert unlikeness(0 * halves, 0 * halves + np.int16(20)) == pytest.approx(0.1)
+
+
+def test_what_is_told_twice_must_agree_and_what_is_not_told_may(tmp_path, write_slice):
+    write_series(tmp_path, write_slice, series="1.1", noise=60, AcquisitionTime="101010")
+    write_series(tmp_path, write_slice, series="1.2", noise=5)
+    assert read(tmp_path)[1].pairs == {"kernel": 4}
