@@ -6,6 +6,7 @@ neither names a hospital. What they claim is what was done and measured, nothing
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from aggregator.privacy_report import claim
@@ -25,6 +26,12 @@ from shared.tasks.settings import Task
 LICENSE = "CC-BY-4.0"
 """SPDX identifier under which releases are published."""
 METHOD = "arXiv:2511.13106"
+CITATION = """@misc{lowleveldd2025,
+  title         = {Low-Level Dataset Distillation for Medical Image Enhancement},
+  year          = {2025},
+  eprint        = {2511.13106},
+  archivePrefix = {arXiv}
+}"""
 PUBLIC_VOLUMES = (
     "public volumes, which the coordinator states to be openly licensed and of nobody enrolled"
 )
@@ -52,12 +59,12 @@ def provenance(
     guarantee: Mapping[str, Any] | None,
     utility: Utility | None,
 ) -> dict[str, Any]:
-    """The content of provenance.json; ``prior`` is what the run says of its images' start.
+    """The predicate of provenance.json; ``prior`` is what the run says of its images' start.
 
     ``guarantee`` is the ``dp`` of ``privacy.json``.
     """
     return {
-        "format": "fedstill-provenance/1",
+        "code": {"name": "fedstill", "version": version("fedstill")},
         "contract": contract.model_dump(mode="json"),
         "contract_digest": contract.digest(),
         "license": LICENSE,
@@ -71,6 +78,7 @@ def provenance(
             "statement": claim(contract),
         },
         "rounds": rounds,
+        "seeds": {"run": contract.seed},
         "sites": sites,
         "synthetic": True,
         "utility": utility.model_dump(mode="json") if utility else None,
@@ -150,9 +158,11 @@ def _files(task: Task) -> str:
 | `pairs.parquet` | `id`, `task`, `lq`, `hq` (16-bit PNG), `window_low`, `window_high`, \
 `window_unit`; stored value = {low:g} + level / 65535 × {high - low:g} {window_unit(task)}, values \
 outside the window are clipped |
-| `provenance.json` | the contract, the prior, what was measured |
+| `croissant.json` | the same as Croissant 1.1, for `mlcroissant` and its kin |
+| `provenance.json` | an in-toto statement: the contract, the prior, what was measured |
 | `PRIVACY.md`, `privacy.json` | what left the hospitals, what is claimed, what attacks found |
-| `MANIFEST.json`, `VERSION.json`, `*.sig`, `SHA256SUMS` | what belongs to this release, signed |
+| `MANIFEST.json`, `VERSION.json`, `*.sig`, `*.minisig`, `SHA256SUMS` | what belongs to this \
+release, signed |
 
 `distilled verify FOLDER` checks all of it, `distilled train FOLDER --evaluate IMAGES` fits a \
 network on it, and `shared.release.dataset.DistilledPairs(FOLDER)` is a PyTorch dataset."""
@@ -292,10 +302,5 @@ for the synthetic pairs.{volumes} Cite this release by its name and the SHA-256 
 `MANIFEST.json`, and the method it follows:
 
 ```bibtex
-@misc{{lowleveldd2025,
-  title         = {{Low-Level Dataset Distillation for Medical Image Enhancement}},
-  year          = {{2025}},
-  eprint        = {{2511.13106}},
-  archivePrefix = {{arXiv}}
-}}
+{CITATION}
 ```"""

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save
 from aggregator.card import LICENSE, card, provenance
 from aggregator.catalog import Catalog, StoredFile, Version
 from aggregator.contact_sheet import contact_sheet
+from aggregator.croissant import CROISSANT, croissant_json
 from aggregator.home import AggregatorHome
 from aggregator.privacy_report import Attacks, privacy_facts, privacy_page
 from aggregator.publisher_keys import PublisherKeys
@@ -38,6 +39,7 @@ from shared.release.errors import LocalError
 from shared.release.facts import task_labels, window_unit
 from shared.release.manifest import (
     MANIFEST,
+    MANIFEST_MINISIGN,
     MANIFEST_SIGNATURE,
     SUMS,
     VERSION,
@@ -48,6 +50,8 @@ from shared.release.manifest import (
     sums_bytes,
     version_bytes,
 )
+from shared.release.minisign import signature_text
+from shared.release.provenance import statement
 
 PAIRS, PARQUET, SHEET = "pairs.safetensors", "pairs.parquet", "contact-sheet.png"
 CARD, PROVENANCE = "README.md", "provenance.json"
@@ -172,7 +176,8 @@ def build_files(
             guarantee=private["dp"],
             utility=measured,
         )
-        facts_json, privacy_json = canonical_json(facts), canonical_json(private)
+        canonical_json(facts)  # said of result.json, before any file is made
+        privacy_json = canonical_json(private)
     except ValidationError as error:
         raise PublishError("utility.json", explain(error)) from None
     except KeyError as error:
@@ -184,11 +189,7 @@ def build_files(
     title = f"{NAMESPACE}/{contract.name} · {' + '.join(labels)}, {task.size_px} px"
     # MR has no unit that a person reads: its sheet is in window units.
     (low, high), unit = (task.window, "HU") if task.modality == "CT" else ((0.0, 1.0), "")
-    return {
-        CARD: card(contract=contract, provenance=facts, utility=measured).encode("utf-8"),
-        PROVENANCE: facts_json,
-        PRIVACY: privacy_json,
-        PRIVACY_PAGE: privacy_page(private).encode("utf-8"),
+    data = {
         PAIRS: _safetensors(contract, lq, hq),
         PARQUET: _parquet(contract, lq, hq),
         SHEET: contact_sheet(
@@ -200,6 +201,16 @@ def build_files(
             unit=unit,
             tasks=[labels[k] for k in _task_of_pairs(contract, len(hq))] if labels[1:] else (),
         ),
+    }
+    return {
+        **data,
+        CARD: card(contract=contract, provenance=facts, utility=measured).encode("utf-8"),
+        CROISSANT: croissant_json(
+            contract=contract, pairs=len(hq), license=LICENSE, parquet=PARQUET, data=data
+        ),
+        PRIVACY: privacy_json,
+        PRIVACY_PAGE: privacy_page(private).encode("utf-8"),
+        PROVENANCE: canonical_json(statement(facts, data)),
     }
 
 
@@ -228,6 +239,9 @@ def publish(
             **files,
             MANIFEST: manifest,
             MANIFEST_SIGNATURE: sign(manifest, key),
+            MANIFEST_MINISIGN: signature_text(
+                manifest, key, comment=f"fedstill {contract.name} sha256:{sha256(manifest)}"
+            ),
             SUMS: sums_bytes(manifest),
         }
     )

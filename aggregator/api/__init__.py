@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from aggregator.api import datasets, files, publisher
+from aggregator.api import croissant, datasets, files, hugging_face, publisher
 from aggregator.api.errors import ApiError
 from aggregator.catalog import Catalog
 from aggregator.heads import Heads
@@ -52,6 +52,8 @@ def create_app(home: Path) -> FastAPI:
     app.include_router(datasets.router)
     app.include_router(files.router)
     app.include_router(publisher.router)
+    app.include_router(hugging_face.router)
+    app.include_router(croissant.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi import Path as PathParameter
 
 from aggregator.api.errors import ApiError, coded, not_found
-from aggregator.catalog import Catalog, Dataset, Version, VersionEntry
+from aggregator.catalog import Catalog, Dataset, StoredFile, Version, VersionEntry
 
 router = APIRouter()
 
@@ -100,16 +100,18 @@ def tree(
     expand: bool = False,
 ) -> list[dict[str, Any]]:
     """The files of a version; ``recursive`` and ``expand`` change nothing, a release is flat."""
-    return [
-        {
-            "type": "file",
-            "path": file.path,
-            "size": file.bytes,
-            "oid": file.sha256[:40],
-            "lfs": {"oid": file.sha256, "size": file.bytes, "pointerSize": 128},
-        }
-        for file in find_version(request, namespace, name, revision).files
-    ]
+    return [file_entry(file) for file in find_version(request, namespace, name, revision).files]
+
+
+def file_entry(file: StoredFile) -> dict[str, Any]:
+    """A file as Hugging Face's client reads it; stored as if by LFS, so that it has a SHA-256."""
+    return {
+        "type": "file",
+        "path": file.path,
+        "size": file.bytes,
+        "oid": file.sha256[:40],
+        "lfs": {"oid": file.sha256, "size": file.bytes, "pointerSize": 128},
+    }
 
 
 @router.get("/api/datasets/{namespace}/{name}/refs", dependencies=strict)

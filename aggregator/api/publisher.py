@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
 
 from aggregator.api.datasets import Part, find_dataset, strict
 from aggregator.api.errors import ApiError
@@ -11,6 +12,7 @@ from aggregator.heads import Heads
 from aggregator.publisher_keys import PublisherKeys
 from shared.release.errors import LocalError
 from shared.release.keys import encode_key, key_id, read_public_key
+from shared.release.minisign import public_key_text
 
 router = APIRouter()
 
@@ -23,6 +25,16 @@ def publisher(request: Request) -> dict[str, str]:
     except LocalError:
         raise _no_keys() from None
     return {"algorithm": "Ed25519", "key": encode_key(key), "key_id": key_id(key)}
+
+
+@router.get("/api/publisher/minisign.pub", response_class=PlainTextResponse, dependencies=strict)
+def minisign_key(request: Request) -> PlainTextResponse:
+    """That key as `minisign -p` reads it."""
+    try:
+        key = read_public_key(request.app.state.publisher_key)
+    except LocalError:
+        raise _no_keys() from None
+    return PlainTextResponse(public_key_text(key))
 
 
 @router.get("/api/publisher/keys", dependencies=strict)

@@ -38,6 +38,7 @@ from shared.release.manifest import (
     sha256,
 )
 from shared.release.progress import progress
+from shared.release.provenance import read_predicate
 from shared.release.train_command import train
 
 EXIT_CODES = "\n".join(
@@ -207,7 +208,7 @@ def _folder_info(folder: Path) -> dict[str, Any]:
     manifest = parse_manifest(manifest_content)
     try:
         version = VersionRecord.model_validate_json(read_document(folder, VERSION))
-        provenance = json.loads(read_document(folder, "provenance.json"))
+        provenance = read_predicate(read_document(folder, "provenance.json"))
         task = provenance["contract"]["task"]
     except (ValidationError, ValueError, KeyError, TypeError):
         raise LocalError(str(folder), "cannot be read as a release") from None

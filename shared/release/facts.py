@@ -91,7 +91,7 @@ def task_facts(task: Task) -> Facts:
         )
     if not isinstance(task, MultiTask):
         return facts + _single(task)
-    facts.append(("pairs", f"every HQ image once for each task, {len(task.parts)} in all"))
+    facts.append(("pairs", f"of every image one for each task, {len(task.parts)} in all"))
     for label, part in zip(task_labels(task), task.parts, strict=True):
         facts += [(f"{label}: {name}", text) for name, text in _single(part)]
     return facts

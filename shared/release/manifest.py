@@ -8,6 +8,7 @@ Ed25519 signature of 64 raw bytes beside it:
 - ``VERSION.json`` says which version of which dataset that digest is, and whose key signed, so that
   a server cannot pass off one genuine release as another.
 
+``MANIFEST.json.minisig`` is the manifest's signature again, for ``minisign``; we do not read it.
 ``SHA256SUMS`` repeats the hashes of the data files and of the manifest for ``sha256sum -c``.
 """
 
@@ -43,10 +44,18 @@ from shared.release.keys import decode_key, is_signature, key_id
 
 MANIFEST = "MANIFEST.json"
 MANIFEST_SIGNATURE = "MANIFEST.json.sig"
+MANIFEST_MINISIGN = "MANIFEST.json.minisig"
 VERSION = "VERSION.json"
 VERSION_SIGNATURE = "VERSION.json.sig"
 SUMS = "SHA256SUMS"
-DOCUMENTS = (MANIFEST, MANIFEST_SIGNATURE, VERSION, VERSION_SIGNATURE, SUMS)
+DOCUMENTS = (
+    MANIFEST,
+    MANIFEST_SIGNATURE,
+    MANIFEST_MINISIGN,
+    VERSION,
+    VERSION_SIGNATURE,
+    SUMS,
+)
 """The files of a release that its manifest does not list."""
 MAX_DOCUMENT_BYTES = 1 * 2**20
 """Largest of the documents accepted, bytes."""

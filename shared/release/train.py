@@ -4,7 +4,6 @@ Every figure is a mean over patients; its spread is the standard deviation over 
 input is scored with the same noise, so that a gain is a gain over something.
 """
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from shared.release.facts import task_labels
 from shared.release.manifest import Verified
 from shared.release.model import About, model_bytes
 from shared.release.model_card import model_card, titled_rows
+from shared.release.provenance import read_predicate
 
 try:
     import torch
@@ -62,8 +62,7 @@ def read_contract_of(folder: Path) -> RunContract:
     """The contract in a release's provenance.json; raises ``LocalError``."""
     path = folder / PROVENANCE
     try:
-        document = json.loads(path.read_bytes())
-        return RunContract.model_validate(document["contract"])
+        return RunContract.model_validate(read_predicate(path.read_bytes())["contract"])
     except OSError as error:
         raise LocalError(str(path), f"cannot be read ({error.strerror})") from None
     except ValidationError as error:

@@ -25,6 +25,7 @@ from aggregator.store import BlobStore
 from shared.contract import RunContract
 from shared.release.keys import read_public_key, write_key_pair
 from shared.release.manifest import DOCUMENTS, verify_folder
+from shared.release.provenance import read_predicate
 
 CONTRACT = RunContract(name="ct-demo", task={"size_px": 32}, anchor={"crop_px": 32})
 RESULT = {
@@ -94,7 +95,7 @@ def test_a_published_run_verifies(home: Path, tmp_path: Path) -> None:
     assert verified.digest == published.digest
     assert hashlib.sha256((folder / "MANIFEST.json").read_bytes()).hexdigest() == verified.digest
     names = {"README.md", "provenance.json", "pairs.safetensors", "pairs.parquet"}
-    names |= {"privacy.json", "PRIVACY.md"}
+    names |= {"privacy.json", "PRIVACY.md", "croissant.json"}
     assert {path.name for path in folder.iterdir()} == {*names, "contact-sheet.png", *DOCUMENTS}
 
 
@@ -249,7 +250,16 @@ def test_the_card_states_what_was_done() -> None:
     assert "31.25 ± 0.12" in text
     assert text.index("untouched |") < text.index("prior only") < text.index("this release**")
     assert "worth no more than the best control" in text
-    facts = json.loads(files["provenance.json"])
+    statement = json.loads(files["provenance.json"])
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert {one["name"]: one["digest"]["sha256"] for one in statement["subject"]} == {
+        name: hashlib.sha256(files[name]).hexdigest()
+        for name in ("pairs.safetensors", "pairs.parquet", "contact-sheet.png")
+    }
+    facts = statement["predicate"]
+    assert facts == read_predicate(files["provenance.json"])
+    assert (facts["seeds"], facts["rounds"]) == ({"run": CONTRACT.seed}, 6)
+    assert facts["contract_digest"] == CONTRACT.digest()
     assert facts["privacy"]["dp"] is None
     assert facts["contract"]["name"] == "ct-demo"
     assert facts["sites"] == 2
@@ -259,7 +269,7 @@ def test_a_card_without_figures_claims_none() -> None:
     lq, hq = images()
     files = build_files(contract=CONTRACT, lq=lq, hq=hq, result=RESULT, utility=None)
     assert b"no utility is claimed" in files["README.md"]
-    assert json.loads(files["provenance.json"])["utility"] is None
+    assert read_predicate(files["provenance.json"])["utility"] is None
 
 
 @pytest.mark.parametrize(

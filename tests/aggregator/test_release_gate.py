@@ -17,6 +17,7 @@ from aggregator.runs import RunError
 from aggregator.store import BlobStore
 from aggregator.utility import GateError, figures, pairs_digest, row
 from shared.contract import RunContract
+from shared.release.provenance import read_predicate
 from shared.tasks.settings import CtDenoise
 
 CONTRACT = RunContract(name="gated", images=2, task=CtDenoise(size_px=32), anchor={"crop_px": 16})
@@ -64,7 +65,7 @@ def test_a_worthy_run_is_published_with_its_gate(home: AggregatorHome, run: Path
     assert version is not None
     provenance = next(file for file in version.files if file.path == "provenance.json")
     blob = BlobStore(home.root / "blobs").path(provenance.sha256)
-    written = json.loads(blob.read_bytes())["utility"]["gate"]
+    written = read_predicate(blob.read_bytes())["utility"]["gate"]
     assert written["passed"] is True
     assert "+0.50 dB over prior_textured" in written["reason"]
 

@@ -1,3 +1,4 @@
+import base64
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from shared.release.errors import TamperedSignatureError
 from shared.release.head import Head, read_head
 from shared.release.key_list import follow, read_chain
 from shared.release.keys import read_public_key
+from shared.release.minisign import public_key_text
 
 
 def head(client: Any, home: Path) -> Head:
@@ -83,3 +85,10 @@ def test_without_keys_the_server_says_so(client: Any, home: Path) -> None:
         answer = client.get(f"/api/{path}")
         assert answer.status_code == 503
         assert "aggregator init" in json.loads(answer.content)["hint"]
+
+
+def test_the_key_as_minisign_reads_it(client: Any, home: Path) -> None:
+    answer = client.get("/api/publisher/minisign.pub")
+    key = read_public_key(home / "keys" / "release.pub")
+    assert (answer.status_code, answer.content) == (200, public_key_text(key))
+    assert base64.b64decode(answer.text.splitlines()[1])[10:] == key.public_bytes_raw()
