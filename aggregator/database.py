@@ -131,6 +131,7 @@ def _engine(url: URL) -> Engine:
     return create_engine(
         url,
         pool_pre_ping=True,  # a server that was started again is no error
+        isolation_level="READ COMMITTED",  # who waited for a lock sees what was done meanwhile
         connect_args={"connect_timeout": 10, "options": "-c synchronous_commit=on"},
     )
 

@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -105,6 +106,38 @@ def test_the_schema_of_a_later_version_is_not_touched(address: Path | str) -> No
     database.close()
     with pytest.raises(DatabaseError, match="later fedstill"):
         Database(address)
+
+
+def test_connections_that_the_server_ended_are_no_error(empty_postgresql: str) -> None:
+    catalog = Catalog(empty_postgresql)
+    assert catalog.datasets() == (0, [])
+    with psycopg.connect(empty_postgresql, autocommit=True) as connection:
+        ended = connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).fetchall()
+    assert ended
+    assert catalog.datasets() == (0, [])
+    catalog.close()
+
+
+def test_what_the_servers_defaults_are_does_not_matter(empty_postgresql: str) -> None:
+    with psycopg.connect(empty_postgresql, autocommit=True) as connection:
+        name = connection.info.dbname
+        for default in (
+            "default_transaction_isolation = 'serializable'",
+            "synchronous_commit = off",
+        ):
+            connection.execute(f"ALTER DATABASE {name} SET {default}".encode())
+    database = Database(empty_postgresql)
+    shown = []
+    for write in (True, False, True):
+        with database.session(write=write) as session:
+            connection = session.connection()
+            shown.append(connection.exec_driver_sql("SHOW transaction_isolation").scalar())
+            assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+    assert shown == ["read committed", "repeatable read", "read committed"]
+    database.close()
 
 
 def test_an_upgrade_that_fails_changes_nothing(
