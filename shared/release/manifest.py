@@ -8,7 +8,7 @@ Ed25519 signature of 64 raw bytes beside it:
 - ``VERSION.json`` says which version of which dataset that digest is, and whose key signed, so that
   a server cannot pass off one genuine release as another.
 
-``MANIFEST.json.minisig`` is the manifest's signature again, for ``minisign``; we do not read it.
+``MANIFEST.json.minisig``, where it is there, is the manifest's signature again, for ``minisign``.
 ``SHA256SUMS`` repeats the hashes of the data files and of the manifest for ``sha256sum -c``.
 """
 
@@ -41,6 +41,7 @@ from shared.release.errors import (
 )
 from shared.release.key_list import RevokedKey
 from shared.release.keys import decode_key, is_signature, key_id
+from shared.release.minisign import is_signature_text
 
 MANIFEST = "MANIFEST.json"
 MANIFEST_SIGNATURE = "MANIFEST.json.sig"
@@ -290,6 +291,7 @@ def verify_folder(
         keys=keys,
         revoked=revoked,
     )
+    _check_minisign(folder, verified, [*keys, *(decode_key(one.key) for one in revoked)])
     if read_document(folder, SUMS) != sums_bytes(read_document(folder, MANIFEST)):
         raise TamperedFileError(SUMS, f"does not repeat the hashes of {MANIFEST}")
     listed = {file.path for file in verified.manifest.files}
@@ -301,6 +303,18 @@ def verify_folder(
     for file in verified.manifest.files:
         verify_file(folder / file.path, file)
     return verified
+
+
+def _check_minisign(folder: Path, verified: Verified, keys: Sequence[Ed25519PublicKey]) -> None:
+    path = folder / MANIFEST_MINISIGN
+    if not path.exists() and not path.is_symlink():
+        return
+    content, manifest = read_document(folder, MANIFEST_MINISIGN), read_document(folder, MANIFEST)
+    signers = [key for key in keys if key_id(key) == verified.version.key]
+    if not any(is_signature_text(key, content, manifest) for key in signers):
+        raise TamperedSignatureError(
+            MANIFEST_MINISIGN, f"is not the publisher's signature of {MANIFEST}"
+        )
 
 
 def verify_file(path: Path, expected: ReleaseFile) -> None:

@@ -11,7 +11,11 @@ import hashlib
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from shared.release.keys import is_signature
+
 SUFFIX = ".minisig"
+UNTRUSTED = "untrusted comment: signature from a fedstill publisher's key"
+TRUSTED = "trusted comment: "
 
 
 def public_key_text(key: Ed25519PublicKey) -> bytes:
@@ -31,10 +35,27 @@ def signature_text(document: bytes, key: Ed25519PrivateKey, *, comment: str) -> 
     if not (comment.isascii() and comment.isprintable()):
         raise ValueError("comment: not one line of ASCII")
     signature = key.sign(hashlib.blake2b(document).digest())
-    untrusted = "untrusted comment: signature from a fedstill publisher's key"
-    trusted = f"trusted comment: {comment}"
+    trusted = f"{TRUSTED}{comment}"
     both = key.sign(signature + comment.encode("ascii"))
-    return _lines(untrusted, b"ED" + _key_id(key.public_key()) + signature) + _lines(trusted, both)
+    return _lines(UNTRUSTED, b"ED" + _key_id(key.public_key()) + signature) + _lines(trusted, both)
+
+
+def is_signature_text(key: Ed25519PublicKey, content: bytes, document: bytes) -> bool:
+    """Whether ``content`` is, to the byte, what ``signature_text`` made of ``document``."""
+    try:
+        _, signed, trusted, both, _ = content.decode("ascii").split("\n")
+        head = base64.b64decode(signed, validate=True)
+        signature, comment = head[10:], trusted.removeprefix(TRUSTED)
+        again = _lines(UNTRUSTED, b"ED" + _key_id(key) + signature) + _lines(
+            f"{TRUSTED}{comment}", base64.b64decode(both, validate=True)
+        )
+        return (
+            again == content
+            and is_signature(key, signature, hashlib.blake2b(document).digest())
+            and is_signature(key, base64.b64decode(both), signature + comment.encode("ascii"))
+        )
+    except ValueError:  # of the encoding, the number of lines, or base64
+        return False
 
 
 def _key_id(key: Ed25519PublicKey) -> bytes:

@@ -467,3 +467,10 @@ def test_sums_that_say_otherwise(world: World) -> None:
     world.hostile.change = at("SHA256SUMS", lambda answer: (200, answer[1], lies))
     assert world.get() == 10
     assert world.left == []
+
+
+def test_another_signature_for_minisign(world: World) -> None:
+    junk = b"untrusted comment: \x1b[2J\nAAAA\n"
+    world.hostile.change = at("MANIFEST.json.minisig", lambda answer: (200, answer[1], junk))
+    assert world.get() == 12
+    assert world.left == []
