@@ -14,8 +14,9 @@ import secrets
 import subprocess
 import sys
 import time
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,10 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from aggregator.api import create_app
+from aggregator.federation import federate
+from aggregator.home import create_home
+from aggregator.launch import publish
 from shared.architectures import Residual
 from shared.contract import Anchor, Probes, RunContract
 from shared.mandate import sign_contract
@@ -43,6 +48,11 @@ from shared.tasks.settings import CtDenoise
 from shared.trajectory import start
 from site_agent.frames import call
 from site_agent.policy_file import name_coordinators
+
+with warnings.catch_warnings():
+    # Starlette's test client warns on import of what it imports itself.
+    warnings.simplefilter("ignore")
+    from fastapi.testclient import TestClient
 
 LETTERS, DIGITS = "QZKXWVJY", "70919293949"
 """What all canaries begin with: text in capitals, numbers of UIDs."""
@@ -336,6 +346,38 @@ def requests() -> dict[str, bytes]:
     }
 
 
+def federation(home: Path, root: Path) -> dict[str, bytes]:
+    """A whole run over the worker's socket: each message before Flower wraps it, and what is made.
+
+    Of the aggregator all of its home, the release's blobs and the catalog with them, and what the
+    release API answers.
+    """
+    few = {
+        "anchor": CONTRACT.anchor.model_copy(update={"public_steps": 4}),
+        "probes": CONTRACT.probes.model_copy(update={"steps": 2}),
+    }
+    contract = CONTRACT.model_copy(update={"seed": 7, "images": 2, **few})
+    made, said = create_home(root, {}), {}
+
+    def exchange(payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
+        answer = call(home / "worker.sock", payload, timeout_s=120)
+        said[f"federation: request {round}"] = payload
+        said[f"federation: summary {round}"] = answer
+        return dict.fromkeys(sites, answer)
+
+    run = made.run_folder(contract.digest())
+    mandate = sign_contract(contract.digest(), COORDINATOR)
+    federate(contract=contract, sites=["site-a"], exchange=exchange, run=run, mandate=mandate)
+    assert publish(made, run, contract)["version"] == 1
+    with TestClient(create_app(root)) as client:
+        pages = [f"/v1/datasets/{CONTRACT.name}", "/v1/datasets", "/"]
+        for page in pages:
+            said[f"federation: GET {page}"] = client.get(page).content
+    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+        said[f"federation: {file.relative_to(root)}"] = file.read_bytes()
+    return said
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_nothing_of_a_studys_identifiers_leaves_its_folder(tmp_path: Path) -> None:
@@ -366,7 +408,11 @@ def test_nothing_of_a_studys_identifiers_leaves_its_folder(tmp_path: Path) -> No
         for name, payload in requests().items():
             told[f"answer to {name}"] = call(home / "worker.sock", payload, timeout_s=120)
         run("status", "--home", str(home))
+        run("preflight", "--home", str(home), "--part", "worker", "--json")
+        told.update(federation(home, tmp_path / "aggregator"))
     run("budget", "--home", str(home), "--json")
+    for command in ("budget", "policy", "audit show", "audit verify", "outbox"):
+        run(*command.split(), "--home", str(home))
     run("report", "--home", str(home))  # the page lies in the home, which is searched below
     reported = json.loads(run("report", "--home", str(home), "--json"))
     # Every DICOM file's maker and kernel is a canary; the volume names none.
@@ -382,9 +428,13 @@ def test_nothing_of_a_studys_identifiers_leaves_its_folder(tmp_path: Path) -> No
     assert b"not-an-image" in told["report.html"]
     assert b"summary" in told["answer to descent"]
     assert b"summary" in told["answer to gradients"]
-    assert len(told) > 25
+    assert "federation: summary 3" in told and b"ledger" in told["name of ledger/ledger.sqlite"]
+    assert len(told) > 45
     assert len(aviary.birds) > 1000
     found = {name: hits(content, aviary.birds) for name, content in told.items()}
     assert {name: how for name, how in found.items() if how} == {}
-    # The control: the same search finds it in the study itself.
+    # The control: one bird planted in any of them is found.
+    for content in told.values():
+        assert hits(content[-4096:] + zlib.compress(aviary.birds[0].encode() * 2), [])
+    # And the same search finds it in the study itself.
     assert all(hits(file.read_bytes()[:4096], []) for file in sorted(study.rglob("*Q*.dcm"))[:4])
