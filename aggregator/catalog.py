@@ -203,7 +203,9 @@ class Catalog:
                     return None
                 query = query.where(VersionRow.number == int(number))
             elif len(revision) in (40, 64):
-                query = query.where(func.substr(VersionRow.digest, 1, len(revision)) == revision)
+                query = query.where(
+                    func.substr(VersionRow.digest, 1, len(revision)) == _text(revision)
+                )
             else:
                 return None
         with self.database.session() as session:
@@ -338,14 +340,21 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
+def _text(asked: str) -> str:
+    """What is looked for, without the NUL that PostgreSQL takes in no text: it is in no name."""
+    return asked.replace("\0", "\ufffd")
+
+
 def _named(namespace: str, name: str) -> Select[DatasetRow]:
-    return select(DatasetRow).where(DatasetRow.namespace == namespace, DatasetRow.name == name)
+    return select(DatasetRow).where(
+        DatasetRow.namespace == _text(namespace), DatasetRow.name == _text(name)
+    )
 
 
 def _of(query: Select[Any], namespace: str, name: str) -> Select[Any]:
     """A query of versions, of one dataset's alone."""
     return query.join(VersionRow.dataset).where(
-        DatasetRow.namespace == namespace, DatasetRow.name == name
+        DatasetRow.namespace == _text(namespace), DatasetRow.name == _text(name)
     )
 
 
@@ -359,6 +368,7 @@ def _shown(visible_to: Collection[str] | None) -> ColumnElement[bool]:
 
 def _matches(text: str) -> ColumnElement[bool]:
     """Of a dataset joined to its newest version: whether name or task has ``text`` in it."""
+    text = _text(text)
     full_name = DatasetRow.namespace + "/" + DatasetRow.name
     task: ColumnElement[str] = VersionRow.summary["task"].as_string()
     return full_name.icontains(text, autoescape=True) | task.icontains(text, autoescape=True)

@@ -69,6 +69,27 @@ def test_versions_are_found(catalog: Catalog) -> None:
     assert catalog.find("fedstill", "ct-demo", "v1").files[0].bytes == 1  # type: ignore[union-attr]
 
 
+def test_what_no_name_can_hold_is_not_found(catalog: Catalog) -> None:
+    publish(catalog, "a")
+    for text in ("\0", "a\0b", "\0" * 40, "世界", "'; --", "%", "x" * 10_000):
+        assert catalog.find("fedstill", "ct-demo", text) is None
+        assert catalog.find("fedstill", text, "main") is None
+        assert catalog.find(text, "ct-demo", "main") is None
+        assert catalog.describe("fedstill", text) is None
+        assert catalog.head("fedstill", text) is None
+        assert catalog.versions("fedstill", text) == []
+        assert catalog.datasets(matching=text) == (0, [])
+
+
+def test_datasets_are_searched_by_name_and_task(catalog: Catalog) -> None:
+    for name in ("ct-demo", "mr-demo"):
+        publish(catalog, "a", name=name)
+    both = ["ct-demo", "mr-demo"]
+    for text, names in (("MR-", ["mr-demo"]), ("demo", both), ("Noise", both)):
+        total, page = catalog.datasets(matching=text)
+        assert (total, [one.name for one in page]) == (len(names), names)
+
+
 def test_a_failed_publication_adds_nothing(catalog: Catalog) -> None:
     publish(catalog, "a", name="other")
     given = []
