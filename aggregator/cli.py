@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aggregator import key_command, release_command
+from aggregator import dataset_command, key_command, release_command, token_command
 from aggregator.command_line import (
     DEFAULT_HOME,
     EXIT_REFUSED,
@@ -33,6 +33,9 @@ app.add_typer(site, name="site")
 app.add_typer(coordinator_app, name="coordinator")
 app.add_typer(key_command.app, name="key")
 app.add_typer(release_command.app, name="release")
+app.add_typer(token_command.app, name="token")
+app.add_typer(dataset_command.app, name="dataset")
+app.command("downloads")(dataset_command.list_downloads)
 
 
 @app.command()

@@ -60,6 +60,18 @@ class AggregatorSettings(Frozen):
         description="where releases' files lie, s3://bucket/prefix or a folder; empty: in the home",
     )
 
+    api_requests_a_minute: int = Field(
+        6000, ge=0, description="requests a minute of one token, or one address; 0: not counted"
+    )
+    behind_proxy: bool = Field(
+        False, description="a proxy of yours sets X-Forwarded-For and -Proto: believe its last word"
+    )
+    accel_prefix: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9/_-]*)?$",
+        description="nginx location, internal, of the blobs' folder, which then sends the files",
+    )
+
     @property
     def public_address(self) -> str:
         """``host:port`` the sites connect to."""

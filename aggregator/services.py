@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.enrolment import EnrolmentError, register_sites, revoked_keys
-from aggregator.home import HOME_VARIABLE, AggregatorHome
+from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError
 from aggregator.superlink import (
     READY_LINE,
     READY_WITHIN_S,
@@ -34,6 +34,8 @@ from shared.processes import (
 )
 
 GRACE_S = 8.0
+GRACEFUL_S = 5
+"""What downloads have left when the API stops; then what they got is written down."""
 RESTART_AFTER_S = 2.0
 SETTLED_S = 60.0
 """A program that ran this long and ends is started again at once; one that did not, ever later."""
@@ -182,9 +184,23 @@ def serve_api() -> None:
     import uvicorn
 
     from aggregator.api import create_app
+    from aggregator.database import DatabaseError
+    from aggregator.store import StoreError
 
     home = AggregatorHome(Path(os.environ[HOME_VARIABLE]))
-    uvicorn.run(create_app(home.root), host=home.settings.api_host, port=home.settings.api_port)
+    try:
+        app = create_app(home.root)
+    except (DatabaseError, HomeError, StoreError) as error:
+        sys.exit(f"error: {error}")
+    uvicorn.run(
+        app,
+        host=home.settings.api_host,
+        port=home.settings.api_port,
+        # Whose word on addresses counts is the setting behind_proxy's.
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_S,
+    )
 
 
 if __name__ == "__main__":

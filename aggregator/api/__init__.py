@@ -12,11 +12,17 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from aggregator.api import croissant, datasets, files, hugging_face, publisher
+from aggregator.access.agreements import Agreements
+from aggregator.access.audit import Audit
+from aggregator.access.recall import Recall
+from aggregator.access.tokens import Tokens
+from aggregator.api import agreements, croissant, datasets, files, hugging_face, publisher
 from aggregator.api.errors import ApiError
+from aggregator.api.gate import Gate
+from aggregator.api.models import PROBLEMS, document
 from aggregator.catalog import Catalog
 from aggregator.heads import Heads
 from aggregator.home import AggregatorHome
@@ -27,11 +33,16 @@ from aggregator.store import BlobStore
 def create_app(home: Path) -> FastAPI:
     """The API over an aggregator's home: its catalog, its blobs and its public key."""
     place = AggregatorHome(home)
+    settings = place.publishing
     catalog = Catalog(place.catalog)
+    recall = Recall(catalog.database)
+    audit = Audit(catalog.database)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        audit.close()
+        recall.close()
         catalog.close()
 
     app = FastAPI(
@@ -41,16 +52,22 @@ def create_app(home: Path) -> FastAPI:
         docs_url=None,  # these pages would load scripts from another host
         redoc_url=None,
         redirect_slashes=False,
+        responses=PROBLEMS,
     )
     app.state.catalog = catalog
+    app.state.recall = recall
+    app.state.audit = audit
+    app.state.agreements = Agreements(catalog.database)
+    app.state.accel_prefix = settings.accel_prefix
     app.state.store = BlobStore(place.blobs)
     app.state.publisher_key = place.release_key.with_suffix(".pub")
     keys = PublisherKeys(place.release_key.parent)
     keys.ensure()
     app.state.publisher_keys = keys
-    app.state.heads = Heads(keys, days=place.publishing.head_days)
+    app.state.heads = Heads(keys, days=settings.head_days)
     app.include_router(datasets.router)
     app.include_router(files.router)
+    app.include_router(agreements.router)
     app.include_router(publisher.router)
     app.include_router(hugging_face.router)
     app.include_router(croissant.router)
@@ -58,34 +75,46 @@ def create_app(home: Path) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _internal)
+    app.add_middleware(
+        Gate,
+        tokens=Tokens(catalog.database),
+        recall=recall,
+        refuse=_api_error,
+        requests_a_minute=settings.api_requests_a_minute,
+        behind_proxy=settings.behind_proxy,
+    )
+    described = document(title=app.title, version=app.version, routes=app.routes)
+    app.openapi = lambda: described  # type: ignore[method-assign]
     return app
 
 
-def _api_error(_: Request, error: Exception) -> JSONResponse:
+def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _answer(error.status, error.error, error.hint, error.headers)
+    return _answer(request, error.status, error.error, error.hint, error.headers)
 
 
-def _http_error(_: Request, error: Exception) -> JSONResponse:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.NOT_FOUND:
         headers["X-Error-Code"] = "EntryNotFound"
-    return _answer(error.status_code, str(error.detail), "GET /openapi.json lists routes", headers)
+    return _answer(
+        request, error.status_code, str(error.detail), "GET /openapi.json lists routes", headers
+    )
 
 
-def _invalid(_: Request, error: Exception) -> JSONResponse:
+def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = "; ".join(
         f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}"
         for item in error.errors()
     )
-    return _answer(422, problems, "correct the request", {})
+    return _answer(request, 422, problems, "correct the request", {})
 
 
-def _internal(_: Request, __: Exception) -> JSONResponse:
-    return _answer(500, "internal error", "the server's log has the reason", {})
+def _internal(request: Request, _: Exception) -> Response:
+    return _answer(request, 500, "internal error", "the server's log has the reason", {})
 
 
-def _answer(status: int, error: str, hint: str, headers: dict[str, str]) -> JSONResponse:
+def _answer(_: Request, status: int, error: str, hint: str, headers: dict[str, str]) -> Response:
     return JSONResponse({"error": error, "hint": hint}, status_code=status, headers=headers)

@@ -8,7 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi import Path as PathParameter
 
+from aggregator.access.principals import Standing
+from aggregator.access.recall import Recall
 from aggregator.api.errors import ApiError, coded, not_found
+from aggregator.api.models import DatasetPage, Detail, Health, Refs, TreeEntry, VersionPage
+from aggregator.api.principal import absent, principal, require_reading, standing
 from aggregator.catalog import Catalog, Dataset, StoredFile, Version, VersionEntry
 
 router = APIRouter()
@@ -34,21 +38,23 @@ def known_parameters(request: Request) -> None:
 strict = [Depends(known_parameters)]
 
 
-@router.get("/healthz", dependencies=strict)
+@router.get("/healthz", dependencies=strict, response_model=Health)
 def healthz(request: Request) -> dict[str, str]:
     """Whether the catalog can be read."""
     _catalog(request).datasets(limit=1)
     return {"status": "ok"}
 
 
-@router.get("/api/datasets", dependencies=strict)
+@router.get("/api/datasets", dependencies=strict, response_model=DatasetPage)
 def list_datasets(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> dict[str, Any]:
     """The datasets by name, each with its newest version."""
-    total, newest = _catalog(request).datasets(offset=offset, limit=limit)
+    total, newest = _catalog(request).datasets(
+        offset=offset, limit=limit, visible_to=principal(request).visible_to
+    )
     return {
         "total": total,
         "limit": limit,
@@ -57,19 +63,25 @@ def list_datasets(
     }
 
 
-@router.get("/api/datasets/{namespace}/{name}", dependencies=strict)
+@router.get("/api/datasets/{namespace}/{name}", dependencies=strict, response_model=Detail)
 def dataset(request: Request, namespace: Part, name: Part) -> dict[str, Any]:
     """A dataset: its newest version, and all of them."""
     return _detail(request, find_version(request, namespace, name, "main"))
 
 
-@router.get("/api/datasets/{namespace}/{name}/revision/{revision}", dependencies=strict)
+@router.get(
+    "/api/datasets/{namespace}/{name}/revision/{revision}",
+    dependencies=strict,
+    response_model=Detail,
+)
 def revision(request: Request, namespace: Part, name: Part, revision: Revision) -> dict[str, Any]:
     """One version by ``main``, ``vN`` or digest."""
     return _detail(request, find_version(request, namespace, name, revision))
 
 
-@router.get("/api/datasets/{namespace}/{name}/versions", dependencies=strict)
+@router.get(
+    "/api/datasets/{namespace}/{name}/versions", dependencies=strict, response_model=VersionPage
+)
 def list_versions(
     request: Request,
     namespace: Part,
@@ -90,7 +102,11 @@ def list_versions(
     }
 
 
-@router.get("/api/datasets/{namespace}/{name}/tree/{revision}", dependencies=strict)
+@router.get(
+    "/api/datasets/{namespace}/{name}/tree/{revision}",
+    dependencies=strict,
+    response_model=list[TreeEntry],
+)
 def tree(
     request: Request,
     namespace: Part,
@@ -114,7 +130,7 @@ def file_entry(file: StoredFile) -> dict[str, Any]:
     }
 
 
-@router.get("/api/datasets/{namespace}/{name}/refs", dependencies=strict)
+@router.get("/api/datasets/{namespace}/{name}/refs", dependencies=strict, response_model=Refs)
 def refs(request: Request, namespace: Part, name: Part) -> dict[str, Any]:
     """The newest version as branch ``main``, versions that are not withdrawn as tags."""
     newest = find_version(request, namespace, name, "main")
@@ -137,23 +153,41 @@ def refs(request: Request, namespace: Part, name: Part) -> dict[str, Any]:
 
 
 def find_dataset(request: Request, namespace: str, name: str) -> Dataset:
-    """The dataset asked for, or the 404; one that never had a version is none yet."""
-    found = _catalog(request).describe(namespace, name)
-    if found is None or not found.last_number:
-        raise not_found(
-            "RepoNotFound", f"no dataset {namespace}/{name}", "GET /api/datasets lists them"
-        )
+    """The dataset asked for, or the 404: it is absent, had no version yet, or is not theirs."""
+    found = None
+    if "\0" not in namespace + name:  # which PostgreSQL takes in no text
+        found = _catalog(request).describe(namespace, name)
+    if found is None or not found.last_number or standing(request, found) is Standing.ABSENT:
+        raise absent(namespace, name)
     return found
 
 
-def find_version(request: Request, namespace: str, name: str, revision: str) -> Version:
+def find_version(
+    request: Request, namespace: str, name: str, revision: str, *, reading: bool = False
+) -> Version:
     """The version asked for, or the 404 that says whether dataset or revision is absent.
+
+    ``reading``: its files too, so that for a gated dataset the agreement must be accepted; that
+    is the 401 or 403.
 
     A withdrawn version is a 410: ``{"error", "hint"}``, of which ``error`` ends in the reason, and
     ``X-Error-Code: RevisionWithdrawn``. ``main`` is one only where every version is withdrawn.
     """
-    catalog = _catalog(request)
-    version = catalog.find(namespace, name, revision)
+    if "\0" in namespace + name + revision:
+        raise absent(namespace, name)
+    catalog, recall = _catalog(request), request.app.state.recall
+    assert isinstance(recall, Recall)
+    version = recall.answer(
+        (namespace, name, revision), lambda: catalog.find(namespace, name, revision)
+    )
+    if version is None:
+        found = find_dataset(request, namespace, name)
+    else:
+        found = version.dataset
+        if standing(request, found) is Standing.ABSENT:
+            raise absent(namespace, name)
+    if reading:
+        require_reading(request, found)
     if version is not None and version.withdrawn is None:
         return version
     if version is not None and version.withdrawn is not None:
@@ -164,7 +198,6 @@ def find_version(request: Request, namespace: str, name: str, revision: str) -> 
             f" {version.withdrawn.at[:10]}: {version.withdrawn.reason}",
             f"GET /api/datasets/{namespace}/{name} names the newest version",
         )
-    find_dataset(request, namespace, name)
     raise not_found(
         "RevisionNotFound",
         f"{namespace}/{name} has no version {revision}",
@@ -187,6 +220,8 @@ def _summary(version: Version) -> dict[str, Any]:
         "sha": version.commit,
         "bytes": sum(file.bytes for file in version.files),
         "createdAt": version.created_at,
+        "private": version.dataset.visibility == "private",
+        "gated": "manual" if version.dataset.visibility == "gated" else False,
     }
 
 
@@ -196,8 +231,6 @@ def _detail(request: Request, version: Version) -> dict[str, Any]:
     return {
         **_summary(version),
         "lastModified": version.created_at,
-        "private": False,
-        "gated": False,
         "disabled": False,
         "downloads": 0,
         "likes": 0,

@@ -3,18 +3,33 @@
 The ETag is the SHA-256, so a cache knows content by name; one Range is served, more are refused.
 """
 
+import os
 import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Message, Receive, Scope, Send
 
+from aggregator.access.audit import Audit, Download
+from aggregator.access.tokens import stamp
 from aggregator.api.datasets import Part, Revision, find_version, strict
 from aggregator.api.errors import ApiError, not_found
+from aggregator.api.models import FILE
+from aggregator.api.principal import principal
+from aggregator.catalog import Version
 from aggregator.store import BlobStore, StoreError
 
 router = APIRouter()
+
+AT_ONCE_BYTES = 2**20
+"""Up to this a file of a folder is read where the request is answered: a thread would cost more."""
 
 MEDIA_TYPES = {
     ".json": "application/json",
@@ -26,9 +41,17 @@ MEDIA_TYPES = {
 PATH = "/datasets/{namespace}/{name}/resolve/{revision}/{path:path}"
 
 
-@router.head(PATH, dependencies=strict, operation_id="describe_file")
-@router.get(PATH, dependencies=strict, operation_id="read_file")
-def resolve(
+@router.head(
+    PATH,
+    dependencies=strict,
+    operation_id="describe_file",
+    response_class=Response,
+    responses=FILE,
+)
+@router.get(
+    PATH, dependencies=strict, operation_id="read_file", response_class=Response, responses=FILE
+)
+async def resolve(
     request: Request,
     namespace: Part,
     name: Part,
@@ -36,7 +59,10 @@ def resolve(
     path: Annotated[str, PathParameter(max_length=256)],
 ) -> Response:
     """A file of a version: 200, 206 for one Range, 304 where the ETag is known, 416, 404."""
-    version = find_version(request, namespace, name, revision)
+    find = partial(find_version, request, namespace, name, revision, reading=True)
+    # What is recalled is there at once; the database may take its time.
+    known = request.app.state.recall.knows((namespace, name, revision))
+    version = find() if known else await run_in_threadpool(find)
     file = version.file(path)
     if file is None:
         raise not_found(
@@ -47,7 +73,7 @@ def resolve(
     etag = f'"{file.sha256}"'
     headers = {
         "Accept-Ranges": "bytes",
-        "Cache-Control": "no-cache" if revision == "main" else "public, max-age=86400",
+        "Cache-Control": _caching(version, revision),
         "ETag": etag,
         "X-Content-Type-Options": "nosniff",
         "X-Repo-Commit": version.commit,
@@ -66,16 +92,118 @@ def resolve(
     media_type = MEDIA_TYPES.get(suffix, "application/octet-stream")
     if request.method == "HEAD":
         return Response(headers=headers, media_type=media_type)
+    audit: Audit = request.app.state.audit
+    if audit.full:
+        raise ApiError(503, "downloads cannot be recorded now", "try later", {"Retry-After": "30"})
+    who = principal(request)
+
+    def record(sent: int) -> None:
+        audit.record(
+            Download(
+                at=stamp(datetime.now(UTC)),
+                principal=who.name or None,
+                token_id=who.token_id or None,
+                dataset=f"{version.namespace}/{version.name}",
+                number=version.number,
+                path=file.path,
+                bytes=sent,
+            )
+        )
+
     store: BlobStore = request.app.state.store
+    place, prefix = store.path(file.sha256), request.app.state.accel_prefix
+    if prefix and place is not None and "If-Range" not in request.headers:
+        # nginx knows ranges and other names of content than ours: those with If-Range are ours.
+        record(end - start)
+        headers["X-Accel-Redirect"] = f"{prefix.rstrip('/')}/{file.sha256[:2]}/{file.sha256}"
+        for name_of_body in ("Content-Length", "Content-Range"):
+            headers.pop(name_of_body, None)
+        return Response(headers=headers, media_type=media_type)
+    status = 206 if span else 200
     try:
-        content = store.read(file.sha256, start=start, end=end)
-    except StoreError:
+        if place is not None and end - start <= AT_ONCE_BYTES:
+            content = _read(place, start, end)
+            return Whole(record, content, status, headers, media_type)
+        chunks = await run_in_threadpool(store.read, file.sha256, start=start, end=end)
+    except (StoreError, OSError):
         raise ApiError(
             500, f"the content of {file.path} is missing", "the server's storage is at fault"
         ) from None
-    return StreamingResponse(
-        content, status_code=206 if span else 200, headers=headers, media_type=media_type
-    )
+    return Stream(record, chunks, status, headers, media_type)
+
+
+class Whole(Response):
+    """Content that is there; records how many bytes of it went out."""
+
+    def __init__(
+        self,
+        record: Callable[[int], None],
+        content: bytes,
+        status: int,
+        headers: dict[str, str],
+        media_type: str,
+    ) -> None:
+        super().__init__(content, status, headers, media_type)
+        self._record = record
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        counted = Counted(send)
+        try:
+            await super().__call__(scope, receive, counted)
+        finally:
+            self._record(counted.bytes)
+
+
+class Stream(StreamingResponse):
+    """Content by parts; records how many bytes of it went out, also where somebody hangs up."""
+
+    def __init__(
+        self,
+        record: Callable[[int], None],
+        content: Iterator[bytes],
+        status: int,
+        headers: dict[str, str],
+        media_type: str,
+    ) -> None:
+        super().__init__(content, status, headers, media_type)
+        self._record = record
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        counted = Counted(send)
+        try:
+            await super().__call__(scope, receive, counted)
+        finally:
+            self._record(counted.bytes)
+
+
+class Counted:
+    """``send`` that counts what it sends of a body."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.bytes = 0
+
+    async def __call__(self, message: Message) -> None:
+        """Sends, then counts."""
+        await self._send(message)
+        self.bytes += len(message.get("body", b""))
+
+
+def _read(place: Path, start: int, end: int) -> bytes:
+    with place.open("rb", buffering=0) as file:
+        content = os.pread(file.fileno(), end - start, start)
+    if len(content) != end - start:
+        raise StoreError("a blob is shorter than was stored")
+    return content
+
+
+def _caching(version: Version, revision: str) -> str:
+    """A version's bytes are for ever; who may have them, and what is newest, is not."""
+    if version.dataset.visibility != "public":
+        return "private, no-cache"
+    return "no-cache" if revision == "main" else "public, max-age=86400"
 
 
 def single_range(header: str | None, *, size: int) -> tuple[int, int] | None:
