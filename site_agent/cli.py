@@ -110,6 +110,25 @@ def join(
 
 
 @app.command()
+def separate(
+    connector: Annotated[Path, typer.Option(help="The connector's home: made, or to be filled.")],
+    socket: Annotated[
+        Path, typer.Option(help="Where the worker listens, in a folder of both users' group.")
+    ],
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Give the connector a home of its own, so that it can be another user than the worker.
+
+    Run by root, it gives what it writes to the owner of the folder it writes it to.
+    """
+    from site_agent.apart import set_apart
+
+    with _told():
+        made = set_apart(read_settings(home), connector=connector, socket=socket)
+    print(f"the connector's home is {made.home}; worker and connector meet at {made.socket_path}")
+
+
+@app.command()
 def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Read the image folder into the cohort that the worker computes on.
 

@@ -101,6 +101,7 @@ def test_every_choice_of_a_contract_is_documented() -> None:
             [
                 "init",
                 "join",
+                "separate",
                 "index",
                 "preflight",
                 "worker",

@@ -108,6 +108,7 @@ def _spool(settings: SiteSettings) -> Spool:
         key=pseudonym_key(settings),
         quota_bytes=settings.importer.quota_bytes,
         max_object_bytes=settings.importer.max_object_bytes,
+        group_reads=settings.importer.group_reads,
     )
 
 

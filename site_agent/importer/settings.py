@@ -115,6 +115,9 @@ class ImporterSettings(Frozen):
     spool: Path = Field(Path("spool"), description="folder that is filled; from the site's home")
     quota_gb: float = Field(100.0, gt=0, le=1_000_000, description="of 10^9 bytes, in the spool")
     max_object_mb: float = Field(256.0, gt=0, le=4096, description="of 10^6 bytes, one object")
+    group_reads: bool = Field(
+        False, description="the spool is open to its group: the worker is another user"
+    )
     listen: ListenSettings | None = None
     dicomweb: DicomwebSettings | None = None
 

@@ -60,26 +60,37 @@ class Spool:
     """An open spool. Safe for several threads, and for several processes on one folder."""
 
     def __init__(
-        self, folder: Path, *, key: bytes, quota_bytes: int, max_object_bytes: int
+        self,
+        folder: Path,
+        *,
+        key: bytes,
+        quota_bytes: int,
+        max_object_bytes: int,
+        group_reads: bool = False,
     ) -> None:
         """Opens the spool in ``folder``, made if it is not there; ``key`` names its files.
+
+        Only this user may read it, and its group where ``group_reads``.
 
         Raises ``SpoolError`` where the folder cannot be written, or is open to other users.
         """
         self.folder = folder
         self._key = key
         self._quota = quota_bytes
+        self._mode = 0o640 if group_reads else 0o600
         self.max_object_bytes = max_object_bytes
         self._lock = threading.Lock()
         self._counted_at = -_RECOUNT_S
         self._used = 0
         self._writing = 0
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_mode & 0o077:
+            if not folder.exists():
+                folder.mkdir(mode=0o700, parents=True)
+                folder.chmod(0o750 if group_reads else 0o700)
+            if folder.stat().st_mode & (0o027 if group_reads else 0o077):
                 raise SpoolError(
-                    f"{folder}: other users may read it; chmod 700 it, or set importer.spool to a "
-                    "folder of its own"
+                    f"{folder}: other users may read it; chmod {'750' if group_reads else '700'} "
+                    "it, or set importer.spool to a folder of its own"
                 )
             self._remove_leftovers()
         except OSError as error:
@@ -137,6 +148,7 @@ class Spool:
         if path.exists():
             return False
         with _disk():
+            part.path.chmod(self._mode)
             part.path.replace(path)
             sync_folder(self.folder)
         with self._lock:

@@ -30,16 +30,22 @@ class Check:
 def checks(home: Path, *, part: Part = "all") -> Iterator[Check]:
     """The checks of a part of the site in ``home``; without valid settings, why they are not."""
     try:
-        settings = read_settings(home)
+        settings = read_settings(home, policy=part != "connector")
     except SettingsError as error:
         name = "policy" if f"{POLICY_FILE}: " in str(error) else "configuration"
         # The text ends with the fix; ; and : set the parts of it apart.
         yield Check(name, partial(failed, name, str(error), "as it says there"))
         return
     yield Check("configuration", partial(good, "configuration", f"site {settings.name}"))
-    yield Check("policy", partial(images.policy, settings))
-    yield Check("keys", partial(enrolment.keys, settings))
-    yield Check("kit", partial(enrolment.kit, settings))
+    # Two users have a home each, and the other's part is not in it.
+    has_policy, joins = (
+        not settings.is_apart or part != other for other in ("connector", "worker")
+    )
+    if has_policy:
+        yield Check("policy", partial(images.policy, settings))
+    yield Check("keys", partial(enrolment.keys, settings, worker=has_policy, connector=joins))
+    if joins:
+        yield Check("kit", partial(enrolment.kit, settings))
     yield Check("disk", partial(machine.disk, settings))
     if part != "worker":
         yield from _of_connector(settings)

@@ -22,18 +22,26 @@ CA_DAYS = 30
 """An authority's certificate with fewer days left is worth a word."""
 
 
-def keys(settings: SiteSettings) -> Finding:
-    """Whether all keys are there, whole, this user's alone, and those that were handed over."""
+def keys(settings: SiteSettings, *, worker: bool = True, connector: bool = True) -> Finding:
+    """Whether all keys are there, whole, this user's alone, and those that were handed over.
+
+    Of a part that has a home of its own, those of the worker or the connector alone.
+    """
     name = "keys"
     folder = settings.key_path.parent
-    for path in (folder, settings.key_path, settings.signing_key_path, settings.pseudonym_key_path):
+    own = [settings.key_path] * connector
+    own += [settings.signing_key_path, settings.pseudonym_key_path] * worker
+    for path in (folder, *own):
         problem = _exposure(path)
         if problem is not None:
             return failed(name, *problem)
     try:
-        flower = load_ssh_private_key(settings.key_path.read_bytes(), password=None).public_key()
-        signing = read_private_key(settings.signing_key_path).public_key()
         handed = own_enrolment(settings)
+        match = (not connector or _flower_fields(settings) == handed.key_fields()) and (
+            not worker
+            or read_private_key(settings.signing_key_path).public_key().public_bytes_raw().hex()
+            == handed.signing_public_key
+        )
     except (LocalError, SettingsError) as error:
         return failed(name, str(error), "restore it, or make a new home with `site-agent init`")
     except ValueError:
@@ -42,16 +50,18 @@ def keys(settings: SiteSettings) -> Finding:
             f"{settings.key_path} is not an OpenSSH key",
             "restore it, or make a new home with `site-agent init`",
         )
-    line = flower.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    if line.split()[:2] != handed.key_fields() or (
-        signing.public_bytes_raw().hex() != handed.signing_public_key
-    ):
+    if not match:
         return failed(
             name,
             "enrolment.json has other public keys than those of keys/",
             "restore the keys, or make a new home with `site-agent init` and enrol that",
         )
     return good(name, "private, and those of enrolment.json")
+
+
+def _flower_fields(settings: SiteSettings) -> list[str]:
+    key = load_ssh_private_key(settings.key_path.read_bytes(), password=None).public_key()
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode().split()[:2]
 
 
 def _exposure(path: Path) -> tuple[str, str] | None:

@@ -3,6 +3,8 @@
 import configparser
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,26 @@ def test_the_worker_has_images_and_no_network(services: dict[str, Any]) -> None:
 def test_the_supernode_has_the_network_and_no_images(services: dict[str, Any]) -> None:
     supernode = services["supernode"]
     assert "network_mode" not in supernode
-    assert set(mounts(supernode)) == {"/site"}
-    hidden = {entry.partition(":")[0] for entry in supernode["tmpfs"]}
-    assert {"/site/cohort", "/site/outbox", "/site/spool"} <= hidden
+    assert mounts(supernode) == {"/connector": "connector", "/run/fedstill": "meeting:ro"}
+
+
+def test_worker_and_supernode_share_the_sockets_folder_and_nothing_else(
+    services: dict[str, Any],
+) -> None:
+    parts = [services[name] for name in ("worker", "supernode", "importer")]
+    volumes = [{source.removesuffix(":ro") for source in mounts(part).values()} for part in parts]
+    assert volumes[0] & volumes[1] == {"meeting"}
+    assert volumes[0] & volumes[2] == {"${FEDSTILL_IMAGES:-./images}"}
+    assert not volumes[1] & volumes[2]
+    users = [part["user"].partition(":")[0] for part in parts]
+    assert len(set(users)) == 3 and "0" not in users
+    for part in parts:
+        assert part["cap_drop"] == ["ALL"] and part["read_only"]
+        assert part["security_opt"] == ["no-new-privileges:true"]
+    # The socket's group is the worker's own, and one that the SuperNode is in.
+    assert services["worker"]["user"].partition(":")[2] in services["supernode"]["group_add"]
+    dockerfile = (DEPLOY / "site" / "Dockerfile").read_text()
+    assert "install -d -o worker -g fedstill -m 0750 /run/fedstill" in dockerfile
 
 
 def test_only_the_edge_proxy_can_be_reached(services: dict[str, Any]) -> None:
@@ -73,8 +92,7 @@ def test_the_importer_is_on_the_imaging_network_and_sees_nothing_made_of_images(
     assert importer["ports"] == ["${FEDSTILL_IMAGING_ADDRESS:-127.0.0.1}:11112:11112"]
     assert importer["networks"] == ["imaging"]
     assert "imaging" not in services["supernode"].get("networks", [])
-    hidden = {entry.partition(":")[0] for entry in importer["tmpfs"]}
-    assert {"/site/cohort", "/site/outbox", "/site/ledger"} <= hidden
+    assert set(mounts(importer)) == {"/importer", "/images"}
     assert importer["read_only"]
     assert importer["cap_drop"] == ["ALL"]
 
@@ -110,7 +128,7 @@ def test_units_run_commands_that_exist(unit: Path) -> None:
     parser.read_string(unit.read_text())
     program, command, *_ = parser["Service"]["ExecStart"].split()
     assert command in commands(Path(program).name)
-    assert parser["Service"]["User"] == "fedstill"
+    assert parser["Service"]["User"].startswith("fedstill")
 
 
 def test_the_workers_unit_has_no_network() -> None:
@@ -124,4 +142,43 @@ def test_the_workers_unit_has_no_network() -> None:
 def test_the_importers_units_reach_nobody_until_told(name: str) -> None:
     text = (DEPLOY / "systemd" / f"fedstill-{name}.service").read_text()
     assert "IPAddressDeny=any\nIPAddressAllow=localhost\n" in text
-    assert "-/var/lib/fedstill/site/outbox" in text
+    assert "InaccessiblePaths=-/var/lib/fedstill-worker -/var/lib/fedstill-connect" in text
+
+
+def section(name: str) -> list[str]:
+    return (DEPLOY / "systemd" / f"fedstill-{name}.service").read_text().splitlines()
+
+
+def test_the_units_of_a_site_are_users_of_their_own_who_share_a_folder() -> None:
+    users = {line for name in ("worker", "connect", "importer") for line in section(name)}
+    users = {line for line in users if line.startswith("User=")}
+    assert len(users) == 3
+    assert {"Group=fedstill", "RuntimeDirectory=fedstill", "RuntimeDirectoryMode=0750"} <= set(
+        section("worker")
+    )
+    assert {"SupplementaryGroups=fedstill", "Group=fedstill-connect"} <= set(section("connect"))
+    assert not {line for line in section("connect") if line.startswith("RuntimeDirectory")}
+    for name in ("worker", "connect", "importer", "pull"):
+        assert {
+            "ProtectSystem=strict",
+            "NoNewPrivileges=yes",
+            "CapabilityBoundingSet=",
+            "SystemCallFilter=@system-service",
+            "RestrictNamespaces=yes",
+        } <= set(section(name))
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not there")
+def test_systemd_has_nothing_against_the_units(tmp_path: Path) -> None:
+    for unit in sorted((DEPLOY / "systemd").iterdir()):
+        # What they start is installed elsewhere: here it is a command that is there.
+        text = re.sub(r"ExecStart=\S+", "ExecStart=/usr/bin/true", unit.read_text())
+        (tmp_path / unit.name).write_text(text)
+    verify = ["systemd-analyze", "verify", *sorted(tmp_path.iterdir())]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    rate = ["systemd-analyze", "security", "--offline=true", "--threshold=20"]
+    for name in ("worker", "connect", "importer", "pull"):
+        unit = tmp_path / f"fedstill-{name}.service"
+        done = subprocess.run([*rate, unit], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout.splitlines()[-1]

@@ -45,6 +45,18 @@ def test_files_are_private(open_spool):
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in spool.folder.iterdir())
 
 
+def test_the_group_reads_where_it_is_allowed_to_and_never_others(tmp_path):
+    limits = {"key": b"k" * 32, "quota_bytes": 10**6, "max_object_bytes": 10**6}
+    spool = Spool(tmp_path / "spool", **limits, group_reads=True)
+    put(spool, "1.2.3")
+    assert spool.folder.stat().st_mode & 0o777 == 0o750
+    assert [path.stat().st_mode & 0o777 for path in spool.folder.iterdir()] == [0o640]
+    for mode, group_reads in ((0o755, True), (0o770, True), (0o750, False)):
+        spool.folder.chmod(mode)
+        with pytest.raises(SpoolError, match="chmod 7"):
+            Spool(tmp_path / "spool", **limits, group_reads=group_reads)
+
+
 def test_a_reader_sees_nothing_before_it_is_whole(open_spool):
     spool = open_spool()
     with spool.part() as part:
