@@ -154,3 +154,17 @@ def test_researchers_reach_the_releases_to_read(
         assert request(url + path, authority=authority, method="POST")[0] == 403
     assert len(pages) == 3
     assert fleet == []
+
+
+def test_researchers_may_accept_an_agreement_and_ask_for_files(
+    edge: tuple[str, Path, list[str], list[str]],
+) -> None:
+    url, authority, fleet, pages = edge
+    dataset = f"{url}/api/datasets/fedstill/demo"
+    for path in ("agreement", "paths-info/v1"):
+        for method in ("GET", "POST"):
+            assert request(f"{dataset}/{path}", authority=authority, method=method)[0] == 200
+    for path in ("agreement/x", "head", "revision/agreement", "tree/v1/agreement"):
+        assert request(f"{dataset}/{path}", authority=authority, method="POST")[0] == 403
+    assert len(pages) == 4
+    assert fleet == []
