@@ -61,3 +61,21 @@ def test_a_program_that_ends_is_started_again_even_if_that_fails_once(
         stop_all(list(running.values()), grace_s=5)
     assert starts == 2
     assert said[:2] == ["program ended with 1; starting it again", "the port is taken"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('database = "postgresql://me:hunter2@127.0.0.1:1/db"', "cannot be opened"),
+        ('storage = "zz://a"', "Protocol not known"),
+        ('storage = "relative"', "storage"),
+    ],
+)
+def test_an_api_that_cannot_start_says_why_in_a_line(
+    tmp_path: Path, setting: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "aggregator.toml").write_text(setting)
+    monkeypatch.setenv("FEDSTILL_HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as caught:
+        services.serve_api()
+    assert "hunter2" not in str(caught.value)
