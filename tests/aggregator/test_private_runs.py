@@ -82,8 +82,10 @@ def answers(trial: Trial, site: str) -> list[Any]:
 
 
 def spent(trial: Trial, site: str) -> int:
-    """Releases charged to a site's ledger."""
-    return len(Ledger(trial.run / "outbox" / site / "ledger").charges())
+    """Releases with noise charged to a site's ledger, which holds all of its answers."""
+    charges = Ledger(trial.run / "outbox" / site / "ledger").charges()
+    assert len(charges) >= len(answers(trial, site))
+    return sum(one.noise_multiplier is not None for one in charges)
 
 
 DIRECTIONS, SKETCH = {"directions": 4}, {"sketch": 16}
