@@ -12,12 +12,13 @@ from fastapi import Path as PathParameter
 
 from aggregator.api.datasets import Part, Revision, file_entry, find_version, strict
 from aggregator.api.errors import ApiError, not_found
+from aggregator.api.models import TreeEntry
 
 router = APIRouter()
 
 MAX_BODY_BYTES = 64 * 2**10
 MAX_PATHS = 1000
-_LIST = {"type": "array", "items": {"type": "string"}, "maxItems": MAX_PATHS}
+_LIST = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PATHS}
 _ASKED = {
     "type": "object",
     "properties": {"paths": _LIST, "expand": {"type": "boolean"}},
@@ -38,13 +39,23 @@ async def asked_paths(request: Request) -> list[str]:
         if kind == "application/json":
             document = json.loads(body)
             unknown, paths = set(document) - {"paths", "expand"}, document["paths"]
+            expands = [document.get("expand", False)]
         else:
-            pairs = parse_qsl(body.decode("ascii"), strict_parsing=True, max_num_fields=2000)
+            pairs = parse_qsl(
+                body.decode("ascii"),
+                keep_blank_values=True,
+                strict_parsing=True,
+                max_num_fields=2 * MAX_PATHS,
+            )
             unknown = {name for name, _ in pairs} - {"paths", "expand"}
             paths = [value for name, value in pairs if name == "paths"]
+            said = {"true": True, "false": False}
+            expands = [said[value.lower()] for name, value in pairs if name == "expand"]
         if unknown or not isinstance(paths, list) or not 0 < len(paths) <= MAX_PATHS:
             raise ValueError
         if not all(isinstance(path, str) for path in paths):
+            raise ValueError
+        if not all(isinstance(expand, bool) for expand in expands):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ApiError(
@@ -58,6 +69,7 @@ async def asked_paths(request: Request) -> list[str]:
 @router.post(
     "/api/datasets/{namespace}/{name}/paths-info/{revision}",
     dependencies=strict,
+    response_model=list[TreeEntry],
     openapi_extra={
         "requestBody": {
             "required": True,

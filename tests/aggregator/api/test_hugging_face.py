@@ -17,7 +17,8 @@ def test_paths_are_asked_by_form_or_json(client: TestClient) -> None:
     asked = ["second.txt", "second.txt", "absent", ""]
     by_form = client.post(PATHS, data={"paths": asked, "expand": "False"})
     assert (by_form.status_code, by_form.json()) == (200, second)
-    assert client.post(PATHS, json={"paths": asked}).json() == second
+    assert client.post(PATHS, json={"paths": asked, "expand": True}).json() == second
+    assert client.post(PATHS, data={"paths": [""]}).json() == []
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,8 @@ def test_paths_are_asked_by_form_or_json(client: TestClient) -> None:
         ({"json": {"paths": ["a"], "path": "b"}}, 422),
         ({"json": ["paths"]}, 422),
         ({"content": b"paths=%ff\xff"}, 422),
+        ({"json": {"paths": ["a"], "expand": 1}}, 422),
+        ({"content": b"paths=a&expand=maybe"}, 422),
         ({"content": b""}, 422),
         ({"json": {"paths": ["a"] * 1001}}, 422),
         ({"content": b"paths=" + b"a" * 70_000}, 413),
