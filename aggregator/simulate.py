@@ -26,7 +26,7 @@ from shared.masking import MIN_MEMBERS
 from shared.readers import ReaderError
 from shared.tasks.settings import Modality, Task
 from site_agent.cohort import Cohort, CohortError, build_cohort, open_cohort
-from site_agent.intake import IntakeError, read_folder
+from site_agent.intake.folder import IntakeError, read_folder
 from site_agent.intake.reasons import IntakeReport
 from site_agent.intake.slices import PatientSlices
 from site_agent.intake.windowing import windowed

@@ -135,7 +135,7 @@ def index(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     Files that cannot be used are counted by reason and stop nothing. The old cohort stays until
     the new one is complete; a running worker takes the new one by itself.
     """
-    from site_agent.intake import IntakeError, read_folder
+    from site_agent.intake.folder import IntakeError, read_folder
     from site_agent.intake.reasons import IntakeReport
     from site_agent.intake.record import keep_record
 
@@ -331,7 +331,7 @@ def kernel_fit(
     nothing is sent, and nothing else of the images is in it.
     """
     yield_cores()
-    from site_agent.intake import IntakeError
+    from site_agent.intake.folder import IntakeError
     from site_agent.kernel import KernelFitError, as_toml, kernel_task
 
     with _told(IntakeError, KernelFitError):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from shared.tasks.ct_kernel import fit_kernel
 from shared.tasks.settings import CtKernel
-from site_agent.intake import IntakeError, dicom, image_files
+from site_agent.intake import dicom
 from site_agent.intake.dicom import DicomSlice
+from site_agent.intake.folder import IntakeError, image_files
 from site_agent.intake.geometry import evenly_spaced
 from site_agent.intake.pairing import CRITERIA, Pair, agreement, same_places
 from site_agent.intake.reasons import IntakeReport, Skipped

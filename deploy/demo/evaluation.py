@@ -19,7 +19,7 @@ from aggregator.utility import UTILITY
 from deploy.demo.narration import clock
 from shared.contract import RunContract
 from shared.durable import write_durably
-from site_agent.intake import evaluation_images
+from site_agent.intake.folder import evaluation_images
 
 ROWS = (
     *("input", "prior", "prior_textured", "public_direct", "public_and_textured"),

@@ -27,7 +27,7 @@ from shared.tasks.settings import CtDenoise
 from shared.trajectory import start
 from site_agent.enrolment import enrol
 from site_agent.frames import call
-from site_agent.intake import read_folder
+from site_agent.intake.folder import read_folder
 from site_agent.intake.pool import Limits, ReaderPool
 from site_agent.intake.reasons import IntakeReport, SkipReason
 from site_agent.policy_file import name_coordinators

@@ -91,7 +91,7 @@ def bare(folder: Path) -> int:
 def indexed(folder: Path, readers: int) -> int:
     """Intake to a cohort in a folder that is thrown away; gives how many slices it holds."""
     from site_agent.cohort import build_cohort
-    from site_agent.intake import read_folder
+    from site_agent.intake.folder import read_folder
     from site_agent.intake.reasons import IntakeReport
 
     with tempfile.TemporaryDirectory() as cohort:

@@ -6,7 +6,7 @@ from pydicom import dcmread
 from scipy import ndimage
 
 from shared.contract import RunContract
-from site_agent.intake import IntakeError
+from site_agent.intake.folder import IntakeError
 from site_agent.kernel import KernelFitError, as_toml, kernel_task
 
 EDGE, SIZE = 64, 32

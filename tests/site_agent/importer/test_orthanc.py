@@ -18,7 +18,7 @@ from site_agent.cohort import build_cohort
 from site_agent.importer.archive import Archive
 from site_agent.importer.dicomweb import PullReport, pull
 from site_agent.importer.settings import DicomwebSettings
-from site_agent.intake import read_folder
+from site_agent.intake.folder import read_folder
 from site_agent.intake.reasons import IntakeReport
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")

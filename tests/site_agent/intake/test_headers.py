@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from site_agent.intake import headers, read_folder
+from site_agent.intake import headers
+from site_agent.intake.folder import read_folder
 from site_agent.intake.headers import HEADERS_FILE
 from site_agent.intake.reasons import IntakeReport
 

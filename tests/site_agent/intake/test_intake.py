@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from site_agent.intake import IntakeError, evaluation_images, read_folder
+from site_agent.intake.folder import IntakeError, evaluation_images, read_folder
 from site_agent.intake.reasons import IntakeReport, SkipReason
 
 

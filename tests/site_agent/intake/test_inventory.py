@@ -1,6 +1,6 @@
 import pytest
 
-from site_agent.intake import read_folder
+from site_agent.intake.folder import read_folder
 from site_agent.intake.inventory import between
 from site_agent.intake.reasons import IntakeReport
 

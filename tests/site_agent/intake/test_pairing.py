@@ -3,9 +3,9 @@ import pytest
 from scipy import ndimage
 
 from site_agent.cohort import build_cohort, paired
-from site_agent.intake import read_folder
 from site_agent.intake.acquisition import Acquisition
 from site_agent.intake.dicom import read_header
+from site_agent.intake.folder import read_folder
 from site_agent.intake.pairing import couples, fine_power, kind_of, unlikeness, worse_side
 from site_agent.intake.reasons import IntakeReport
 

@@ -1,6 +1,6 @@
 import math
 
-from site_agent.intake import read_folder
+from site_agent.intake.folder import read_folder
 from site_agent.intake.reasons import Finding, IntakeReport, SkipReason
 
 
