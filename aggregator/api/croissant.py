@@ -4,7 +4,7 @@ from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from aggregator.api.datasets import Part, find_version, strict
 from aggregator.api.errors import ApiError, not_found
@@ -21,7 +21,10 @@ class JsonLd(JSONResponse):
 
 
 @router.get(
-    "/api/datasets/{namespace}/{name}/croissant", response_class=JsonLd, dependencies=strict
+    "/api/datasets/{namespace}/{name}/croissant",
+    dependencies=strict,
+    response_class=Response,  # else errors too are said to be JSON-LD
+    responses={200: {"content": {JsonLd.media_type: {"schema": {"type": "object"}}}}},
 )
 def croissant(
     request: Request,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, Response
 
 from aggregator.api.datasets import Part, find_dataset, strict
 from aggregator.api.errors import ApiError
@@ -27,7 +27,12 @@ def publisher(request: Request) -> dict[str, str]:
     return {"algorithm": "Ed25519", "key": encode_key(key), "key_id": key_id(key)}
 
 
-@router.get("/api/publisher/minisign.pub", response_class=PlainTextResponse, dependencies=strict)
+@router.get(
+    "/api/publisher/minisign.pub",
+    dependencies=strict,
+    response_class=Response,  # else errors too are said to be plain text
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 def minisign_key(request: Request) -> PlainTextResponse:
     """That key as `minisign -p` reads it."""
     try:
