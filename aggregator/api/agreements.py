@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Request
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from aggregator.access.agreements import AgreementChangedError, Agreements
 from aggregator.api.datasets import Part, find_dataset, strict
@@ -17,10 +17,17 @@ router = APIRouter()
 PATH = "/api/datasets/{namespace}/{name}/agreement"
 
 
+def _number(value: object) -> object:
+    # In JSON 1.0 is an integer too; pydantic would take "1" and true as well.
+    if isinstance(value, str | bool):
+        raise ValueError("is not a number")
+    return value
+
+
 class Acceptance(Frozen):
     """What is posted."""
 
-    version: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+    version: Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_number)]
     """The version that was read."""
     accept: Literal[True]
 
