@@ -24,8 +24,10 @@ Part = Annotated[str, PathParameter(max_length=63)]
 Revision = Annotated[str, PathParameter(max_length=64)]
 
 
-def known_parameters(request: Request) -> None:
+async def known_parameters(request: Request) -> None:
     """Refuses query parameters that the route does not take, so that a typo is no silence."""
+    if not request.query_params:
+        return
     allowed = {field.alias for field in request.scope["route"].dependant.query_params}
     unknown = sorted(set(request.query_params) - allowed)
     if unknown:

@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
@@ -24,12 +25,16 @@ from aggregator.api.errors import ApiError, not_found
 from aggregator.api.models import FILE
 from aggregator.api.principal import principal
 from aggregator.catalog import Version
-from aggregator.store import BlobStore, StoreError
+from aggregator.store import CHUNK_BYTES, BlobStore, StoreError
 
 router = APIRouter()
 
 AT_ONCE_BYTES = 2**20
 """Up to this a file of a folder is read where the request is answered: a thread would cost more."""
+
+PARTS_BYTES = 8 * 2**20
+"""What the parts of all files that are being sent may take of memory together, about."""
+LEAST_PART_BYTES = 32 * 2**10
 
 MEDIA_TYPES = {
     ".json": "application/json",
@@ -124,7 +129,10 @@ async def resolve(
         if place is not None and end - start <= AT_ONCE_BYTES:
             content = _read(place, start, end)
             return Whole(record, content, status, headers, media_type)
-        chunks = await run_in_threadpool(store.read, file.sha256, start=start, end=end)
+        if place is not None:
+            chunks = _parts(place, start, end)
+        else:
+            chunks = await run_in_threadpool(store.read, file.sha256, start=start, end=end)
     except (StoreError, OSError):
         raise ApiError(
             500, f"the content of {file.path} is missing", "the server's storage is at fault"
@@ -158,6 +166,9 @@ class Whole(Response):
 class Stream(StreamingResponse):
     """Content by parts; records how many bytes of it went out, also where somebody hangs up."""
 
+    under_way: ClassVar[int] = 0
+    """How many are being sent by this process."""
+
     def __init__(
         self,
         record: Callable[[int], None],
@@ -172,9 +183,11 @@ class Stream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
         counted = Counted(send)
+        Stream.under_way += 1
         try:
             await super().__call__(scope, receive, counted)
         finally:
+            Stream.under_way -= 1
             self._record(counted.bytes)
 
 
@@ -197,6 +210,28 @@ def _read(place: Path, start: int, end: int) -> bytes:
     if len(content) != end - start:
         raise StoreError("a blob is shorter than was stored")
     return content
+
+
+def _parts(place: Path, start: int, end: int) -> Iterator[bytes]:
+    """A blob's bytes; raises ``OSError`` at once where it cannot be opened."""
+    file = place.open("rb", buffering=0)
+    if os.fstat(file.fileno()).st_size < end:
+        file.close()
+        raise StoreError("a blob is shorter than was stored")
+    return _read_on(file, start, end)
+
+
+def _read_on(file: FileIO, start: int, end: int) -> Iterator[bytes]:
+    with file:
+        while start < end:
+            # A part waits in memory until its receiver takes it: many receivers, small parts.
+            fair = PARTS_BYTES // max(Stream.under_way, 1)
+            size = min(max(fair, LEAST_PART_BYTES), CHUNK_BYTES, end - start)
+            part = os.pread(file.fileno(), size, start)
+            if not part:
+                raise StoreError("a blob was cut short while it was read")
+            start += len(part)
+            yield part
 
 
 def _caching(version: Version, revision: str) -> str:

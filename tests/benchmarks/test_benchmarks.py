@@ -182,3 +182,39 @@ def test_a_catalogue_is_filled_served_and_timed(monkeypatch: pytest.MonkeyPatch)
         assert 0 < spent["median_ms"] <= spent["p99_ms"]
     first = report["lists"]["first page of 50"]
     assert report["cleared"] == (first["median_ms"] < 50)
+
+
+def test_serving_reads_wrk_and_judges_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = script("serving", monkeypatch)
+    said = (
+        "  Latency Distribution\n     50%  1.00ms\n     99%    1.50s \n"
+        "  1000 requests in 1.00s, 1.00MB read\n"
+        "  Socket errors: connect 1, read 0, write 0, timeout 2\n"
+        "  Non-2xx or 3xx responses: 4\nRequests/sec:   1234.50\n"
+    )
+    load = serving.read_wrk(said)
+    assert (load.per_s, load.p99_ms, load.errors) == (1234.5, 1500.0, 7)
+
+    def loads(*rates: float) -> list[Any]:
+        return [serving.Load(per_s=rate, p99_ms=1.0, errors=0) for rate in rates]
+
+    found = {
+        "256 KB": {
+            "nginx": loads(4000),
+            "api": loads(999, 1001, 5000),
+            "api behind nginx": loads(9),
+        },
+        "50 MB": {"nginx": loads(10), "api": loads(5), "api behind nginx": loads(7.9)},
+    }
+    memory = {"before": 100e6, "most": 119e6, "after": 100e6}
+    judged = serving.judged(found, memory)
+    assert judged["share_of_nginx"]["50 MB"]["api behind nginx"] == pytest.approx(0.79)
+    assert judged["cleared"] == {
+        "256 KB": True,
+        "redirected, 50 MB": False,
+        "memory": True,
+        "no errors": True,
+    }
+    found["256 KB"]["api"] = loads(999)  # below 1,000 and below a quarter
+    assert not serving.judged(found, {**memory, "most": 121e6})["cleared"]["256 KB"]
+    assert not serving.judged(found, {**memory, "most": 121e6})["cleared"]["memory"]
