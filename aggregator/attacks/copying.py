@@ -1,7 +1,7 @@
 """Are released images copies? Their likeness to participants, beside that to people never seen.
 
 Of every released image the nearest slice of anybody is looked for: among participants, and among
-people who took no part; SSIM and NCC, aligned alike (:mod:`aggregator.attacks.similarity`). A set
+people who took no part; SSIM and NCC, aligned alike (:mod:`shared.similarity`). A set
 that copies nobody should come as near to the ones as to the others, but numbers, scanners and
 chance make that untrue for any few people. So the *null* is the undistilled prior: its ratio of the
 two is what this choice of people gives to images that owe them nothing.
@@ -28,9 +28,9 @@ from torch import Tensor
 from aggregator.attacks.intervals import Floats
 from aggregator.attacks.inversion import evenly
 from aggregator.attacks.scene import Scene
-from aggregator.attacks.similarity import Likeness, to_patients
 from aggregator.distill.controls import prior_warped
 from aggregator.utility import percentile_interval
+from shared.similarity import Likeness, to_patients
 
 RATIO_BAR = 1.05
 PERCENTILE = 99

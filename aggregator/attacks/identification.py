@@ -28,12 +28,12 @@ from aggregator.attacks.intervals import mean_of
 from aggregator.attacks.pool import Pool, group_sizes, parts_to_find, pool
 from aggregator.attacks.reconstruction import LOOSE, nearest, observations, reconstruct
 from aggregator.attacks.scene import Scene
-from aggregator.attacks.similarity import to_patients
 from aggregator.attacks.summaries import Answer, Question
 from aggregator.attacks.watch import Steps, Watch
 from shared.contract import Granularity
 from shared.gradients import request_seed
 from shared.release.progress import Advance
+from shared.similarity import to_patients
 
 CANDIDATES = 20
 DRAWS = 50

@@ -35,7 +35,6 @@ from aggregator.attacks.reconstruction import (
     reconstruct,
 )
 from aggregator.attacks.scene import Scene
-from aggregator.attacks.similarity import Likeness, to_patients
 from aggregator.attacks.summaries import MODES, Question, answers, gathered
 from aggregator.attacks.watch import Steps, Watch
 from aggregator.distill.matching import relative_squared_distance
@@ -43,6 +42,7 @@ from shared.contract import Granularity, Spg
 from shared.gradients import patient_gradient, request_seed
 from shared.networks import initial_weights
 from shared.release.progress import Advance
+from shared.similarity import Likeness, to_patients
 
 PSNR_BAR_DB, SSIM_BAR = 1.0, 0.05
 """Upper ends of the excess that a mean over patients may have."""

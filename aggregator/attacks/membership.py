@@ -31,10 +31,10 @@ from aggregator.attacks.intervals import Guesses, likelihood_ratios
 from aggregator.attacks.pool import Pool, group_sizes, parts_to_find, pool
 from aggregator.attacks.scene import Scene
 from aggregator.attacks.shadows import Losses, distilled, small, student_of
-from aggregator.attacks.similarity import to_patients
 from aggregator.attacks.summaries import Question, added_up
 from aggregator.attacks.watch import Steps, Watch
 from shared.gradients import request_seed
+from shared.similarity import to_patients
 
 SITE, ELSEWHERE = "hospital", "attacker"
 """Names that noise is drawn for."""

@@ -17,8 +17,8 @@ from aggregator.attacks.inversion import (
 )
 from aggregator.attacks.reconstruction import LOOSE, nearest, observations, reconstruct
 from aggregator.attacks.scene import Scene
-from aggregator.attacks.similarity import Likeness
 from aggregator.attacks.summaries import Answer, Question, answers, gathered, parts
+from shared.similarity import Likeness
 from tests.attacks.conftest import CONTRACT, Watched, stage
 
 LITTLE = Effort(

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from aggregator.attacks.scene import Scene
-from aggregator.attacks.similarity import Likeness, likeness, to_patients
 from shared.images import psnr_db, ssim
+from shared.similarity import Likeness, likeness, to_patients
 
 
 def images(count: int, *, seed: int = 0) -> torch.Tensor:
