@@ -4,7 +4,7 @@ Absolute figures mean nothing between images of one anatomy, so it is the *exces
 much better the best reconstruction agrees with a patient's nearest slice than the best null does,
 for each patient by itself. Nulls are the mean image of people who are in no hospital, their single
 images, the prior's own and public ones; which is best for a patient, an oracle says, as it does for
-reconstructions. All are aligned alike (:mod:`aggregator.attacks.similarity`).
+reconstructions. All are aligned alike (:mod:`shared.similarity`).
 
 The attack is made twice (:mod:`aggregator.attacks.reconstruction`). ``unaided`` it begins with the
 free images whose gradients fit best, and with a generator that holds nothing back. Aided it begins
