@@ -1,6 +1,7 @@
 """The edge proxy's configuration, run by a real nginx in front of stand-ins."""
 
 import http.server
+import re
 import shutil
 import socket
 import ssl
@@ -17,7 +18,7 @@ import pytest
 
 from aggregator.certificates import ensure_certificates
 
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "aggregator" / "edge.conf"
+EDGE = Path(__file__).parents[2] / "deploy" / "edge"
 
 
 def free_port() -> int:
@@ -79,31 +80,37 @@ def request(url: str, *, authority: Path, method: str = "GET") -> tuple[int, str
             return error.code, error.read().decode()
 
 
-@pytest.fixture
-def edge(tmp_path: Path) -> Iterator[tuple[str, Path, list[str], list[str]]]:
+@contextmanager
+def proxy(
+    tmp_path: Path, *, desk: str | None = None
+) -> Iterator[tuple[str, Path, list[str], list[str]]]:
+    """The whole configuration, in front of a SuperLink and an API; ``desk`` is what turns it on."""
     nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     if nginx is None:
         pytest.skip("nginx is not installed")
     tls = tmp_path / "tls"
     tls.mkdir()
+    (tmp_path / "enabled").mkdir()
     ensure_certificates(tls, names=["aggregator.example.org"])
     port = free_port()
     with upstream("superlink", tls=tls) as (link, fleet), upstream("api", tls=None) as (api, pages):
-        server = (
-            CONFIGURATION.read_text()
-            .replace("listen 8443 ssl", f"listen 127.0.0.1:{port} ssl")
-            .replace("127.0.0.1:9443", f"127.0.0.1:{link}")
-            .replace("127.0.0.1:8080", f"127.0.0.1:{api}")
-            .replace("/aggregator/tls", str(tls))
-        )
-        temporary = "".join(
-            f"{name}_temp_path {tmp_path}/{name};\n"
-            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        (tmp_path / "nginx.conf").write_text(
-            f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n"
-            f"events {{}}\nhttp {{ access_log off;\n{temporary}{server} }}\n"
-        )
+        changes = {
+            "listen 8443 ssl": f"listen 127.0.0.1:{port} ssl",
+            "127.0.0.1:9443": f"127.0.0.1:{link}",
+            "127.0.0.1:8080": f"127.0.0.1:{api}",
+            "/aggregator/tls": str(tls),
+            "/etc/fedstill/edge": str(tmp_path),
+            "/dev/stderr": str(tmp_path / "error.log"),
+            "/tmp/": f"{tmp_path}/",
+            "worker_processes auto": "worker_processes 1",
+        }
+        # Longer names first: the folder that stands for /tmp may hold one of the others.
+        pattern = re.compile("|".join(map(re.escape, sorted(changes, key=len, reverse=True))))
+        texts = {name: (EDGE / name).read_text() for name in ("nginx.conf", "edge.conf")}
+        if desk is not None:
+            texts["enabled/desk.conf"] = desk
+        for name, text in texts.items():
+            (tmp_path / name).write_text(pattern.sub(lambda found: changes[found[0]], text))
         command = [nginx, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
         process = subprocess.Popen([*command, "-e", str(tmp_path / "error.log")])
         try:
@@ -120,6 +127,12 @@ def edge(tmp_path: Path) -> Iterator[tuple[str, Path, list[str], list[str]]]:
             process.wait(10)
 
 
+@pytest.fixture
+def edge(tmp_path: Path) -> Iterator[tuple[str, Path, list[str], list[str]]]:
+    with proxy(tmp_path) as running:
+        yield running
+
+
 def test_sites_reach_the_fleet_api_and_nobody_the_control_api(
     edge: tuple[str, Path, list[str], list[str]],
 ) -> None:
@@ -131,28 +144,49 @@ def test_sites_reach_the_fleet_api_and_nobody_the_control_api(
         "/v1/runtime/token",
         "/v1/fleet/../control/start-run",
         "/v1/fleet/%2e%2e/control/start-run",
+        "/v1/fleet/%2E./control/start-run",
+        "/v1/fleet/..%2fcontrol/start-run",
+        "/v1/fleet/%2e%2e%2fcontrol%2fstart-run",
+        "/v1/fleet/./../runtime/token",
+        "/v1/fleet/x/../../control/start-run",
+        "/v1//control/start-run",
+        "/v1/%63ontrol/start-run",
+        "/v1/fleet%2f..%2fcontrol/start-run",
         "/V1/control/",
         "//v1/control/start-run",
         "/api/../v1/control/start-run",
+        "/datasets/%2e%2e/v1/runtime/token",
+        "/v1/control/../fleet/pull",
         "/",
     ):
         code, _ = request(url + path, authority=authority, method="POST")
         assert code == 403, path
     assert fleet == ["/v1/fleet/pull"]
     assert pages == []
-    # A path that only looks like another one arrives as what it is.
-    request(f"{url}/v1/control/../fleet/pull", authority=authority, method="POST")
-    assert fleet == ["/v1/fleet/pull", "/v1/fleet/pull"]
+
+
+@pytest.mark.parametrize("upgrade", ["GET", "PUT", "DELETE", "CONNECT", "TRACE"])
+def test_no_method_reaches_the_control_api(
+    edge: tuple[str, Path, list[str], list[str]], upgrade: str
+) -> None:
+    url, authority, fleet, pages = edge
+    for path in ("/v1/control/start-run", "/v1/runtime/token"):
+        assert request(url + path, authority=authority, method=upgrade)[0] in (400, 403, 405)
+    assert fleet == pages == []
 
 
 def test_researchers_reach_the_releases_to_read(
     edge: tuple[str, Path, list[str], list[str]],
 ) -> None:
     url, authority, fleet, pages = edge
-    for path in ("/api/datasets", "/datasets/fedstill/demo/resolve/main/README.md", "/healthz"):
-        assert request(url + path, authority=authority) == (200, "api")
+    paths = (
+        *("/", "/?q=ct", "/static/style.css", "/datasets/fedstill/demo", "/openapi.json"),
+        *("/api/datasets", "/datasets/fedstill/demo/resolve/main/README.md", "/healthz"),
+    )
+    for path in paths:
+        assert request(url + path, authority=authority) == (200, "api"), path
         assert request(url + path, authority=authority, method="POST")[0] == 403
-    assert len(pages) == 3
+    assert pages == list(paths)
     assert fleet == []
 
 
@@ -168,3 +202,37 @@ def test_researchers_may_accept_an_agreement_and_ask_for_files(
         assert request(f"{dataset}/{path}", authority=authority, method="POST")[0] == 403
     assert len(pages) == 4
     assert fleet == []
+
+
+def test_the_desk_is_not_there_until_the_operator_turns_it_on(tmp_path: Path) -> None:
+    hidden = ("/desk", "/desk/", "/desk/runs", "/api/desk/runs", "/%64esk/", "/api//desk/runs")
+    (tmp_path / "off").mkdir()
+    with proxy(tmp_path / "off") as (url, authority, _, pages):
+        for path in (*hidden, "/datasets/../desk/", "/static/%2e%2e/desk/"):
+            for method in ("GET", "POST"):
+                assert request(url + path, authority=authority, method=method)[0] == 403, path
+        assert pages == []
+    (tmp_path / "on").mkdir()
+    with proxy(tmp_path / "on", desk=(EDGE / "desk.conf").read_text()) as running:
+        url, authority, _, pages = running
+        for path in hidden:
+            assert request(url + path, authority=authority, method="POST")[0] == 200, path
+        assert request(f"{url}/desktop", authority=authority)[0] == 403
+        assert len(pages) == len(hidden)
+    (tmp_path / "elsewhere").mkdir()
+    others = (EDGE / "desk.conf").read_text().replace("allow 127.0.0.1;", "allow 192.0.2.1;")
+    with proxy(tmp_path / "elsewhere", desk=others) as (url, authority, _, pages):
+        assert request(f"{url}/desk/", authority=authority)[0] == 403
+        assert pages == []
+
+
+def test_every_public_route_of_the_api_is_let_through(tmp_path: Path) -> None:
+    from aggregator.api import create_app
+    from aggregator.home import create_home
+
+    text = (EDGE / "edge.conf").read_text()
+    ways = [re.compile(way) for way in re.findall(r"^    location ~ (\S+) \{$", text, re.MULTILINE)]
+    routes = list(create_app(create_home(tmp_path, {}).root).openapi()["paths"])
+    public = [re.sub(r"\{\w+\}", "x", route) for route in routes if "/desk" not in route]
+    assert len(ways) == 2 and len(public) > 10
+    assert [route for route in public if not any(way.search(route) for way in ways)] == []

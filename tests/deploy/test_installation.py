@@ -75,7 +75,7 @@ def test_worker_and_supernode_share_the_sockets_folder_and_nothing_else(
 
 def test_only_the_edge_proxy_can_be_reached(services: dict[str, Any]) -> None:
     assert services["edge"]["network_mode"] == "service:aggregator"
-    listens = re.findall(r"listen (\d+)", (DEPLOY / "aggregator" / "edge.conf").read_text())
+    listens = re.findall(r"listen (\d+)", (DEPLOY / "edge" / "edge.conf").read_text())
     published = [port.rpartition(":")[2] for port in services["aggregator"]["ports"]]
     assert published == listens == ["8443"]
     assert [name for name, service in services.items() if "ports" in service] == [
@@ -100,7 +100,7 @@ def test_the_importer_is_on_the_imaging_network_and_sees_nothing_made_of_images(
 def test_the_edge_knows_the_default_ports() -> None:
     from aggregator.home import AggregatorSettings
 
-    text = (DEPLOY / "aggregator" / "edge.conf").read_text()
+    text = (DEPLOY / "edge" / "edge.conf").read_text()
     settings = AggregatorSettings()  # type: ignore[call-arg]
     assert f"https://127.0.0.1:{settings.superlink_port}/v1/fleet/" in text
     assert f"http://127.0.0.1:{settings.api_port};" in text
