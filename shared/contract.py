@@ -157,6 +157,31 @@ class Privacy(Frozen):
     )
 
 
+class Evaluation(Frozen):
+    """What is asked of the hospitals once the pairs are there, on patients kept out of the run."""
+
+    sites: bool = Field(
+        False, description="sites keep patients back, and say how well networks do on them"
+    )
+    veto: bool = Field(False, description="sites compare the pairs with their patients, and object")
+    silent: Literal["veto", "skip"] = Field(
+        "veto", description="a site that does not answer objects, or is left out"
+    )
+    steps: int = Field(4800, ge=1, le=5000, description="training steps of each judged network")
+    seeds: int = Field(1, ge=1, le=3, description="networks trained on each set")
+    margin_db: float = Field(
+        0.0, ge=0, le=20, description="dB by which the pairs must beat what needs no hospital"
+    )
+
+    @model_validator(mode="after")
+    def _kept_back(self) -> "Evaluation":
+        if not self.sites and self != Evaluation.model_construct():
+            raise ValueError(
+                "needs evaluation.sites = true: patients who are kept back are what it stands on"
+            )
+        return self
+
+
 class Member(Frozen):
     """A site of a secure sum, and the key it signs with."""
 
@@ -186,6 +211,11 @@ class RunContract(Frozen):
     probes: Probes = Probes()
     anchor: Anchor = Anchor()
     privacy: Privacy = Privacy()
+    evaluation: Evaluation = Field(
+        Evaluation(),
+        # A contract that asks for none keeps the digest it had before there was one.
+        exclude_if=lambda value: not value.sites,
+    )
     members: tuple[Member, ...] = Field(
         (), max_length=64, description="sites of a secure sum; launch fills them in"
     )
@@ -242,6 +272,20 @@ class RunContract(Frozen):
         for own in ("name", "signing_key"):
             if len({getattr(member, own) for member in self.members}) != len(self.members):
                 raise ValueError(f"members must each have a {own} of their own")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluable(self) -> "RunContract":
+        if self.evaluation.sites and self.privacy.epsilon is not None:
+            raise ValueError(
+                "evaluation.sites gives figures without noise, which privacy.epsilon does not "
+                "cover: leave one of the two out"
+            )
+        if self.evaluation.sites and self.granularity == "federation":
+            raise ValueError(
+                "evaluation.sites gives figures of each site by itself, which a secure sum hides: "
+                "leave it out, or set granularity to 'cohort'"
+            )
         return self
 
     @property

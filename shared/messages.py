@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 
 from shared.contract import Hex32, Kind, Name, RunContract
 from shared.frozen import Frozen, Slug, canonical_json
+from shared.judging import EvaluateHeader, EvaluationHeader, VetoHeader, VetoQueryHeader
 from shared.mandate import Mandate
 
 FloatArray = NDArray[np.float32]
@@ -32,7 +33,16 @@ MAX_ATTEMPTS = 3
 """How often a round of a secure sum is tried, each time without the sites that dropped out."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Attempt = Annotated[int, Field(ge=1, le=MAX_ATTEMPTS)]
-_ARRAYS = {"weights": "f", "basis": "f", "scales": "f", "values": "f", "masked": "u"}
+_ARRAYS = {
+    "weights": "f",
+    "basis": "f",
+    "scales": "f",
+    "values": "f",
+    "masked": "u",
+    "anchor": "f",
+    "candidates": "f",
+    "replaced": "f",
+}
 """Names of arrays and their kinds: float32, or uint64."""
 
 
@@ -51,6 +61,8 @@ class RefusalCode(StrEnum):
     WRONG_MODALITY = "wrong-modality"  # CT asked of a site with MR, or the other way round
     TOO_FEW_PATIENTS = "too-few-patients"
     TOO_FEW_PAIRS = "too-few-pairs"  # real pairs asked of a site where too few patients have some
+    TOO_FEW_KEPT_BACK = "too-few-kept-back"  # patients out of the run, whom it is judged on
+    BAD_IMAGES = "bad-images"  # candidates of a wrong shape, number, or not finite
     BAD_WEIGHTS = "bad-weights"  # wrong shape, type, or not finite
     BAD_REDUCTION = (
         "bad-reduction"  # basis or scales that are not those of the contract, or no such
@@ -207,6 +219,10 @@ Header = (
     | KeyOfferHeader
     | OpenQueryHeader
     | OpeningHeader
+    | EvaluateHeader
+    | EvaluationHeader
+    | VetoQueryHeader
+    | VetoHeader
     | DryRunQueryHeader
     | DryRunHeader
     | StatusQueryHeader
@@ -226,7 +242,11 @@ class Message(Frozen):
     R is D, or as many numbers as the contract reduces a row to: a request for descents then carries
     ``basis`` (R, D), one for gradients ``scales`` (K, L), a divisor a layer. At granularity
     federation a summary carries ``masked`` (K * R + 1,) uint64 in place of values: fixed-point
-    numbers under masks, the last of them the site's weight. The other messages carry nothing.
+    numbers under masks, the last of them the site's weight.
+
+    ``evaluate`` carries ``weights`` (K, D) of students and, where the contract has one, ``anchor``
+    (1, D') of the anchor network; ``veto-query`` carries ``candidates`` and ``replaced``, both
+    (N, 1, S, S) in window units. The other messages carry nothing.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

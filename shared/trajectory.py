@@ -23,6 +23,11 @@ def start_seed(contract: RunContract, *, kind: Kind, round: int) -> int:
     return request_seed(contract.digest(), "probe", round)
 
 
+def judge_seed(contract: RunContract, number: int) -> int:
+    """Seed of the initial weights of a judged network: of each set's training ``number``."""
+    return request_seed(contract.digest(), "judge", number)
+
+
 def start(contract: RunContract, *, kind: Kind, network: Name, round: int) -> Tensor:
     """The initial weights (D,) that all weights of a request were trained from, on the CPU."""
     seed = start_seed(contract, kind=kind, round=round)

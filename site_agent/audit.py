@@ -36,7 +36,7 @@ from shared.frozen import Frozen, canonical_json
 
 Event = Literal[
     "started", "stopped", "cohort", "policy", "charged", "answered", "repeated", "refused",
-    "key-offered", "opened", "dry-run",
+    "key-offered", "opened", "dry-run", "judged",
 ]  # fmt: skip
 GENESIS = "0" * 64
 """What the first line has in place of a hash."""

@@ -182,6 +182,30 @@ def paired(cohort: Cohort, kind: PairKind) -> Cohort | None:
     )
 
 
+def subset(cohort: Cohort, places: tuple[int, ...]) -> Cohort | None:
+    """The cohort of the patients at these places alone, ascending, without pairs; None: nobody."""
+    if not places:
+        return None
+    index, new = cohort.index, {old: now for now, old in enumerate(places)}
+    numbers = [n for n, patient in enumerate(index.patient) if patient in new]
+    return Cohort(
+        index=CohortIndex(
+            modality=index.modality,
+            data=index.data,
+            patients=[index.patients[old] for old in places],
+            patient=[new[index.patient[n]] for n in numbers],
+            rows=[index.rows[n] for n in numbers],
+            columns=[index.columns[n] for n in numbers],
+            row_mm=[index.row_mm[n] for n in numbers],
+            column_mm=[index.column_mm[n] for n in numbers],
+            thickness_mm=[index.thickness_mm[n] for n in numbers],
+        ),
+        _voxels=cohort._voxels,
+        _begins=cohort._begins[numbers],
+        _partners=None if cohort._partners is None else cohort._partners[numbers],
+    )
+
+
 def build_cohort(folder: Path, patients: Iterable[PatientSlices], *, modality: Modality) -> Cohort:
     """Replaces the cohort in ``folder`` by one of ``patients``, which come sorted by pseudonym.
 

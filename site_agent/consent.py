@@ -4,6 +4,7 @@ A dry run asks for just this, for a contract as a whole.
 """
 
 from shared.contract import RunContract
+from shared.judging import EvaluateHeader, VetoQueryHeader
 from shared.messages import (
     DryRunHeader,
     DryRunQueryHeader,
@@ -15,8 +16,9 @@ from shared.messages import (
 from shared.networks import parameter_count
 from shared.tasks.settings import REAL_PAIRS
 from site_agent.cohort import Cohort, paired
-from site_agent.enrolment import signing_key
+from site_agent.enrolment import pseudonym_key, signing_key
 from site_agent.incidents import RefusedError, incident_of
+from site_agent.kept_back import LEAST, divided
 from site_agent.ledger import Ledger, refuse_beyond_budget
 from site_agent.membership import Membership
 from site_agent.outbox import Outbox
@@ -57,7 +59,7 @@ def verdict(
         contract_digest=query.contract_digest,
         code=code,
         incident=incident,
-        patients_at_least=patient_bucket(_patients_for(contract, cohort)),
+        patients_at_least=patient_bucket(_patients_for(contract, cohort, settings)),
     )
 
 
@@ -67,7 +69,8 @@ def membership_of(settings: SiteSettings, outbox: Outbox) -> Membership:
 
 
 def refuse_unsigned(
-    header: ProbeHeader | KeyQueryHeader | DryRunQueryHeader, policy: Policy
+    header: ProbeHeader | KeyQueryHeader | DryRunQueryHeader | EvaluateHeader | VetoQueryHeader,
+    policy: Policy,
 ) -> None:
     """Raises ``RefusedError`` where no coordinator of ``policy`` has signed a header's contract.
 
@@ -90,7 +93,7 @@ def fit_cohort(contract: RunContract, cohort: Cohort | None, settings: SiteSetti
     )
     if violation is not None:
         raise RefusedError(RefusalCode.WRONG_MODALITY, violation)
-    able = _able(contract, cohort)
+    able, kept = _able(contract, cohort, settings)
     patients = 0 if able is None else able.patients
     # Beyond the site's own minimum by buckets alone: contracts with one minimum after the other,
     # each refused at no cost, would else count the patients.
@@ -105,16 +108,46 @@ def fit_cohort(contract: RunContract, cohort: Cohort | None, settings: SiteSetti
             f"{patients} patients{kind}, which counts as {known}; the contract wants "
             f"{contract.min_patients}",
         )
+    if contract.evaluation.sites and (kept is None or kept.patients < LEAST):
+        raise RefusedError(
+            RefusalCode.TOO_FEW_KEPT_BACK,
+            f"{0 if kept is None else kept.patients} patients are kept back, {LEAST} are the "
+            "least: policy.held_out_share says of how many",
+        )
     return able
 
 
-def _able(contract: RunContract, cohort: Cohort) -> Cohort | None:
-    """The patients who can answer a contract: all, or those who have the real pairs it asks for."""
-    return paired(cohort, REAL_PAIRS[contract.task.name]) if contract.real_pairs else cohort
+def kept_back(contract: RunContract, cohort: Cohort | None, settings: SiteSettings) -> Cohort:
+    """The patients kept out of the contract's gradients, whom it is judged on.
+
+    Raises ``RefusedError`` where they, or those who are not kept back, are too few, and where the
+    contract is not judged at the sites.
+    """
+    if not contract.evaluation.sites:
+        raise RefusedError(RefusalCode.POLICY, "the contract asks for no evaluation at the sites")
+    fit_cohort(contract, cohort, settings)
+    assert cohort is not None
+    _, kept = _able(contract, cohort, settings)
+    assert kept is not None
+    return kept
 
 
-def _patients_for(contract: RunContract, cohort: Cohort | None) -> int:
-    able = None if cohort is None else _able(contract, cohort)
+def _able(
+    contract: RunContract, cohort: Cohort, settings: SiteSettings
+) -> tuple[Cohort | None, Cohort | None]:
+    """The patients who can answer a contract, and those kept back for it to be judged on.
+
+    All, or those who have the real pairs it asks for; nobody is kept back of a contract that is not
+    judged at the sites.
+    """
+    able = paired(cohort, REAL_PAIRS[contract.task.name]) if contract.real_pairs else cohort
+    if able is None or not contract.evaluation.sites:
+        return able, None
+    return divided(able, key=pseudonym_key(settings), share=settings.policy.held_out_share)
+
+
+def _patients_for(contract: RunContract, cohort: Cohort | None, settings: SiteSettings) -> int:
+    able = None if cohort is None else _able(contract, cohort, settings)[0]
     return 0 if able is None else able.patients
 
 

@@ -33,9 +33,9 @@ from shared.bounds import TAIL, TOLERANCE
 from shared.contract import Kind, Name, RunContract
 from shared.families import Layer, layers
 from shared.messages import FloatArray
-from shared.networks import parameter_count
+from shared.networks import initial_weights, parameter_count
 from shared.training import LEARNING_RATE
-from shared.trajectory import noise_deviation, start, step_bound, stride
+from shared.trajectory import judge_seed, noise_deviation, start, step_bound, stride
 
 LONGEST = LEARNING_RATE * math.sqrt(5_000)
 """Stride of 5,000 steps: no training is given more."""
@@ -82,6 +82,45 @@ def weights_violation(
             if violation is not None:
                 return f"vector {number}, layer {place}: {violation}"
     return _too_close(rows, table) or _jumped(rows[0], contract, round=round, last=last)
+
+
+def judged_violation(
+    weights: FloatArray,
+    anchor: FloatArray | None,
+    *,
+    contract: RunContract,
+    last: tuple[int, FloatArray] | None = None,
+) -> str | None:
+    """Why networks are none that a contract's judges can be; None if they may be.
+
+    ``weights`` (K, D) are students, training after training of each set in turn; ``anchor`` (1, D')
+    is the anchor after its rounds. What is far from where training starts, or has a filter turned
+    off, is refused as in a request for gradients.
+    """
+    plan = contract.evaluation
+    expected = parameter_count(contract.student)
+    if weights.ndim != 2 or weights.shape[1] != expected or len(weights) % plan.seeds:
+        return f"judges of shape {weights.shape}, not (n * {plan.seeds}, {expected})"
+    if not bool(np.isfinite(weights).all()):
+        return "not finite"
+    table = layers(contract.student)
+    begun = [
+        list(_parts(initial_weights(contract.student, seed=judge_seed(contract, number)), table))
+        for number in range(plan.seeds)
+    ]
+    length = min(stride(plan.steps, of=plan.steps), LONGEST)
+    for number, row in enumerate(torch.from_numpy(np.array(weights, dtype=np.float32))):
+        before = begun[number % plan.seeds]
+        for place, (now, then) in enumerate(zip(_parts(row, table), before, strict=True)):
+            violation = _travelled(now, then, stride=length, noise=0.0) or _alike(now, then)
+            if violation is not None:
+                return f"judge {number}, layer {place}: {violation}"
+    if anchor is None:
+        return None
+    after = contract.anchor.rounds + 1
+    return weights_violation(
+        anchor, contract=contract, kind="local-steps", network="anchor", round=after, last=last
+    )
 
 
 def _malformed(weights: FloatArray, contract: RunContract, kind: Kind, network: Name) -> str | None:

@@ -206,6 +206,29 @@ def charge_for(
     return charged.noise_multiplier
 
 
+def record_judgement(contract: RunContract, *, place: int, ledger: Ledger, outbox: Outbox) -> None:
+    """Enters figures that are no gradient, at a ``place`` after the contract's last round.
+
+    They cost none of the budget, which counts gradients and noise; but what left is in the ledger.
+    Raises ``RefusedError``: ``internal`` where the ledger is damaged.
+    """
+    entry = Charge(
+        contract=contract.digest(),
+        name=contract.name,
+        round=place,
+        attempt=1,
+        gradients=0,
+        noise_multiplier=None,
+        sampling=1.0,
+        charged=datetime.now(UTC).replace(microsecond=0),
+    )
+    try:
+        ledger.refuse_unrecorded(outbox)
+        ledger.settle(entry, allowed=lambda charges: None)
+    except LedgerError as error:
+        raise RefusedError(RefusalCode.INTERNAL, f"privacy ledger: {error}") from None
+
+
 def refuse_unaffordable(
     header: ProbeHeader, *, gradients: int, ledger: Ledger, policy: Policy
 ) -> None:

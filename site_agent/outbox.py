@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import AwareDatetime, Field, ValidationError
@@ -18,7 +19,11 @@ from pydantic import AwareDatetime, Field, ValidationError
 from shared.contract import Granularity, Hex32, Kind
 from shared.durable import write_durably
 from shared.frozen import Frozen, Slug, canonical_json
+from shared.judging import EvaluationHeader, VetoHeader
 from shared.messages import Attempt, FloatArray, MessageError, SummaryHeader, decode, payload_digest
+
+Judgement = Literal["evaluation", "veto"]
+"""Answers of another kind: figures of networks or images, after a contract's last round."""
 
 _SUFFIX = ".safetensors"
 _ENTRY = ".entry.json"
@@ -37,10 +42,10 @@ class Entry(Frozen):
     round: int = Field(ge=1)
     attempt: Attempt = 1
     answered: AwareDatetime
-    kind: Kind
+    kind: Kind | Judgement
     granularity: Granularity | None = None
     noised: bool | None = None
-    shape: tuple[int, ...] = Field(description="of the array as it left")
+    shape: tuple[int, ...] = Field(description="of the array as it left, or of the figures")
     gradients: int = Field(ge=0, description="gradients or descents in it")
     norm: float | None = Field(None, ge=0, description="L2; none under masks, which hide it")
     seconds: float = Field(ge=0, description="time the worker computed")
@@ -138,6 +143,19 @@ def _described(path: Path) -> Entry:
     except MessageError as error:
         raise OutboxError(f"{path}: is damaged ({error}); put a copy from a backup there") from None
     header = message.header
+    if isinstance(header, EvaluationHeader | VetoHeader):
+        return Entry(
+            contract=header.contract_digest,
+            round=int(path.stem),
+            answered=datetime.fromtimestamp(path.stat().st_mtime, UTC),
+            kind=header.type,
+            noised=False,
+            shape=(len(header.psnr_db) if isinstance(header, EvaluationHeader) else 0,),
+            gradients=0,
+            seconds=header.seconds,
+            bytes=len(payload),
+            digest=payload_digest(payload),
+        )
     if not isinstance(header, SummaryHeader) or len(message.arrays) != 1:
         raise OutboxError(f"{path}: is no summary")
     ((name, array),) = message.arrays.items()

@@ -89,6 +89,21 @@ class Policy(Frozen):
         le=0.01,
         description="largest delta a contract may have, and the one the budget is counted at",
     )
+    held_out_share: float = Field(
+        0.2,
+        ge=0,
+        le=0.5,
+        description="patients kept back where a contract is judged at the sites; 0: none is judged",
+    )
+    max_evaluated: int = Field(
+        16, ge=1, le=64, description="networks whose figures one contract may ask for"
+    )
+    answers_veto: bool = Field(
+        True, description="compare a contract's images with the site's patients where it asks"
+    )
+    max_likeness_ratio: float = Field(
+        1.05, ge=1, le=2, description="likeness to patients over that of the prior, for the veto"
+    )
     max_honest: float = Field(
         0.5, gt=0, le=1, description="share of a secure sum's sites trusted to add their noise"
     )
@@ -130,7 +145,11 @@ def contract_violation(policy: Policy, contract: RunContract, *, parameters: int
             f"a network of {parameters} parameters exceeds "
             f"policy.max_parameters {policy.max_parameters}"
         )
-    return clip_violation(policy, contract) or privacy_violation(policy, contract)
+    return (
+        clip_violation(policy, contract)
+        or privacy_violation(policy, contract)
+        or evaluation_violation(policy, contract)
+    )
 
 
 def mandate_violation(policy: Policy, mandate: Mandate | None, *, digest: str) -> str | None:
@@ -155,6 +174,15 @@ def clip_violation(policy: Policy, contract: RunContract) -> str | None:
         if asked and limit is not None and clip > limit:
             name = "max_probe_clip" if own == "probes" else "max_anchor_clip"
             return f"{own}.clip_norm {clip:g} exceeds policy.{name} {limit:g}"
+    return None
+
+
+def evaluation_violation(policy: Policy, contract: RunContract) -> str | None:
+    """Why ``policy`` forbids that ``contract`` is judged at the site; None if it does not."""
+    if contract.evaluation.sites and not policy.held_out_share:
+        return "the contract asks for evaluation.sites, policy.held_out_share is 0"
+    if contract.evaluation.veto and not policy.answers_veto:
+        return "the contract asks for evaluation.veto, policy.answers_veto is false"
     return None
 
 

@@ -68,6 +68,14 @@ _TEMPLATE = """\
 # epsilon_budget = 8.0
 # The largest delta of a run, and the one at which the budget is counted.
 # delta = {delta}
+# Of contracts that are judged at the sites: the share of the patients who are kept out of every
+# gradient, and whom networks are judged on (0: no such contract), and how many networks of one.
+# held_out_share = {held_out_share}
+# max_evaluated = {max_evaluated}
+# Whether a contract's images are compared with your patients before they are published, and how
+# much more like them than what they were made from they may be.
+# answers_veto = true
+# max_likeness_ratio = {max_likeness_ratio}
 # Where noise comes from all sites of a secure sum together: the share of them trusted to add it.
 # max_honest = {max_honest}
 """

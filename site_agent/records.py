@@ -10,7 +10,7 @@ import typer
 from shared.messages import payload_digest
 from site_agent.audit import AuditError, AuditLog
 from site_agent.command_line import DEFAULT_HOME, EXIT_FAILED, Home, Json, told
-from site_agent.outbox import Outbox, OutboxError
+from site_agent.outbox import Entry, Outbox, OutboxError
 from site_agent.settings import read_settings
 
 audit = typer.Typer(
@@ -104,13 +104,19 @@ def outbox(
             f"round {entry.round}{f'-{entry.attempt}' if entry.attempt > 1 else ''} {entry.kind} "
             f"{entry.granularity or '-'}{' noised' if entry.noised else ''} "
             f"{'x'.join(map(str, entry.shape))} "
-            f"norm {'masked' if entry.norm is None else f'{entry.norm:.4g}'} {entry.bytes} bytes"
+            f"norm {_norm(entry)} {entry.bytes} bytes"
         )
         typer.echo(f"  {entry.digest} {kept.path(entry)}")
     typer.echo(
         f"{len(entries)} answers, {sum(entry.gradients for entry in entries)} gradients, "
         f"{sum(entry.bytes for entry in entries)} bytes"
     )
+
+
+def _norm(entry: Entry) -> str:
+    if entry.norm is not None:
+        return f"{entry.norm:.4g}"
+    return "masked" if entry.gradients else "-"
 
 
 def _bytes_of(kept: Outbox, begin: str) -> bytes:

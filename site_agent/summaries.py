@@ -133,7 +133,7 @@ def inquiry(
     except ReductionError as error:
         raise RefusedError(RefusalCode.BAD_REDUCTION, str(error)) from None
     speaking = _speaking(header, weights, cohort, at_most=settings.policy.max_patients)
-    images = _images(cohort, contract.task.size_px, *contract.task.window, where)
+    images = images_of(cohort, contract.task.size_px, *contract.task.window, where)
     return Inquiry(
         header=header,
         weights=torch.from_numpy(np.array(weights, dtype=np.float32)).to(where),
@@ -302,8 +302,8 @@ def _speaking(
     return [numbers.get(name) for name in speaking]
 
 
-@lru_cache(maxsize=2)
-def _images(
+@lru_cache(maxsize=2)  # those asked, and those kept back
+def images_of(
     cohort: Cohort, size_px: int, low: float, high: float, where: torch.device
 ) -> tuple[Tensor, ...]:
     """A cohort's images on the device: kept, as all requests of a run use the same ones."""

@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from shared.judging import EvaluateHeader, VetoQueryHeader
 from shared.masking import Ring
 from shared.messages import (
     DryRunQueryHeader,
@@ -56,6 +57,7 @@ from site_agent.consent import (
 from site_agent.events import Event, note
 from site_agent.guards import weights_violation
 from site_agent.incidents import RefusedError, refuse
+from site_agent.judgement import judge
 from site_agent.ledger import (
     Ledger,
     charge_for,
@@ -102,6 +104,16 @@ def answer(
             opening = _opening(header, settings=settings, outbox=outbox)
             audit.append("opened", **_about(header))
             return opening
+        if isinstance(header, EvaluateHeader | VetoQueryHeader):
+            return judge(
+                header,
+                message.arrays,
+                request_digest=payload_digest(payload),
+                settings=settings,
+                cohort=cohort,
+                outbox=outbox,
+                audit=audit,
+            )
         if not isinstance(header, ProbeHeader):
             raise RefusedError(RefusalCode.UNKNOWN_KIND, f"a {header.type} message")
         return _summary(

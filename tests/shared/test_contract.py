@@ -6,7 +6,15 @@ import pytest
 from pydantic import ValidationError
 
 from shared.accounting import Spent, epsilon_of
-from shared.contract import Anchor, ContractError, Privacy, Probes, RunContract, read_contract
+from shared.contract import (
+    Anchor,
+    ContractError,
+    Evaluation,
+    Privacy,
+    Probes,
+    RunContract,
+    read_contract,
+)
 from shared.frozen import canonical_json
 
 
@@ -137,3 +145,36 @@ def test_real_pairs_are_of_one_ct_task() -> None:
     for task in ({"name": "multi", "parts": parts}, {"name": "ct-sr", "pairs": "real"}):
         with pytest.raises(ValidationError, match="pairs"):
             RunContract.model_validate({"name": "x", "task": task})
+
+
+def test_only_a_contract_that_is_judged_at_the_sites_has_another_digest() -> None:
+    plain = RunContract(name="x")
+    said = RunContract(name="x", evaluation=Evaluation(sites=False))
+    judged = RunContract(name="x", evaluation=Evaluation(sites=True))
+    assert "evaluation" not in plain.model_dump(mode="json")
+    assert plain.digest() == said.digest() != judged.digest()
+    assert RunContract.model_validate_json(judged.model_dump_json()).digest() == judged.digest()
+    objecting = judged.model_copy(update={"evaluation": Evaluation(sites=True, veto=True)})
+    assert objecting.digest() != judged.digest()
+
+
+@pytest.mark.parametrize(
+    ("fields", "fix"),
+    [
+        ({"evaluation": {"veto": True}}, "evaluation.sites = true"),
+        ({"evaluation": {"sites": True}, "granularity": "federation"}, "secure sum hides"),
+        (
+            {
+                "evaluation": {"sites": True},
+                "privacy": {"epsilon": 3.0},
+                "anchor": {"descent": "patient"},
+            },
+            "privacy.epsilon does not cover",
+        ),
+    ],
+)
+def test_figures_go_with_neither_noise_nor_a_secure_sum(
+    fields: dict[str, object], fix: str
+) -> None:
+    with pytest.raises(ValidationError, match=fix):
+        RunContract.model_validate({"name": "x", **fields})
