@@ -9,6 +9,15 @@ from numpy.typing import NDArray
 from shared.bounds import within_bounds
 from shared.contract import RunContract
 from shared.frozen import Frozen
+from shared.judging import (
+    PSNR_STEP_DB,
+    SSIM_STEP,
+    EvaluateHeader,
+    EvaluationHeader,
+    VetoHeader,
+    VetoQueryHeader,
+    in_steps,
+)
 from shared.masking import Ring, is_genuine
 from shared.messages import (
     MAX_PATIENTS,
@@ -30,7 +39,16 @@ from shared.messages import (
     values_shape,
 )
 
-Answer = TypeVar("Answer", SummaryHeader, KeyOfferHeader, OpeningHeader, DryRunHeader, StatusHeader)
+Answer = TypeVar(
+    "Answer",
+    SummaryHeader,
+    KeyOfferHeader,
+    OpeningHeader,
+    DryRunHeader,
+    StatusHeader,
+    EvaluationHeader,
+    VetoHeader,
+)
 
 
 class Rejected(ValueError):  # noqa: N818
@@ -153,6 +171,39 @@ def admit_dry_run(payload: bytes, *, site: str, query: DryRunQueryHeader) -> Dry
     """Whether a site would answer a contract, in its own words; raises ``Rejected``."""
     header, _ = _answer(payload, DryRunHeader)
     _refuse_others(header, site=site, contract_digest=query.contract_digest)
+    return header
+
+
+def admit_evaluation(
+    payload: bytes, *, site: str, query: EvaluateHeader, request_digest: str, networks: int
+) -> EvaluationHeader:
+    """A site's figures of so many ``networks``, the input among them; raises ``Rejected``."""
+    header, _ = _answer(payload, EvaluationHeader)
+    _refuse_others(
+        header, site=site, contract_digest=query.contract_digest, request_digest=request_digest
+    )
+    if len(header.psnr_db) != networks or len(header.ssim) != networks:
+        raise Rejected("not as many figures as networks")
+    for values, step in ((header.psnr_db, PSNR_STEP_DB), (header.ssim, SSIM_STEP)):
+        if any(value != in_steps(value, step) for value in values):
+            raise Rejected("figures finer than the steps that are told")
+    if header.patients_at_least != patient_bucket(header.patients_at_least):
+        raise Rejected("a number of patients that is no bucket")
+    return header
+
+
+def admit_veto(
+    payload: bytes, *, site: str, query: VetoQueryHeader, request_digest: str, images: int
+) -> VetoHeader:
+    """A site's verdict on so many ``images``; raises ``Rejected``."""
+    header, _ = _answer(payload, VetoHeader)
+    _refuse_others(
+        header, site=site, contract_digest=query.contract_digest, request_digest=request_digest
+    )
+    if list(header.too_alike) != sorted({one for one in header.too_alike if one < images}):
+        raise Rejected("objections to images that it was not sent")
+    if header.passed and header.too_alike:
+        raise Rejected("a verdict that contradicts itself")
     return header
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-Phase = Literal["public", "anchor", "probes", "distil", "done", "failed"]
+Phase = Literal["public", "anchor", "probes", "distil", "evaluate", "done", "failed"]
 LEAST_INTERVAL_S = 0.3
 
 

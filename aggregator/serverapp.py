@@ -22,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from aggregator.dry_run import PREFIX, ask_sites, keep_verdicts
 from aggregator.enrolment import enrolled_sites, revoked_sites
 from aggregator.home import HOME_VARIABLE, AggregatorHome
+from aggregator.hospital_table import JudgementError
 from aggregator.progress import Journal
 from aggregator.runs import RunError, hold_run, read_mandate, read_plan, read_run_contract
 from shared.threads import yield_cores
@@ -75,7 +76,9 @@ def work(run: Path, grid: Grid, *, absent: Callable[[], Collection[str]] = froze
     Sites that are ``absent`` for good, now or from now on, are not waited for.
     """
     yield_cores()
-    from aggregator.federation import FederationError, federate  # torch: only once it is needed
+    from aggregator.evaluation import judge_run  # torch: only once it is needed
+    from aggregator.federation import FederationError, federate
+    from aggregator.foundation import FoundationError
 
     try:
         contract, plan = read_run_contract(run), read_plan(run)
@@ -88,7 +91,15 @@ def work(run: Path, grid: Grid, *, absent: Callable[[], Collection[str]] = froze
             public=plan.public,
             mandate=read_mandate(run),
         )
-    except (FederationError, RunError) as error:
+        judge_run(
+            contract=contract,
+            sites=[site for site in plan.sites if site not in absent()],
+            exchange=exchange,
+            run=run,
+            public=plan.public,
+            mandate=read_mandate(run),
+        )
+    except (FederationError, FoundationError, JudgementError, RunError) as error:
         message = str(error)
     except Exception:
         message = f"an internal error; its traceback is in {run / 'error.log'}"

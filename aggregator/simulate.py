@@ -195,7 +195,7 @@ def in_process(hospitals: Sequence[Hospital], *, modality: Modality, outboxes: P
     opened = {}
     for one in hospitals:
         settings = _settings(one, modality, home=outboxes / one.name)
-        _write_key(settings)
+        _write_keys(settings)
         opened[one.name] = (settings, one.cohort, Outbox(settings.home))
 
     def exchange(payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
@@ -236,7 +236,8 @@ def _key(name: str) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(seed)
 
 
-def _write_key(settings: SiteSettings) -> None:
+def _write_keys(settings: SiteSettings) -> None:
+    write_durably(settings.pseudonym_key_path, PSEUDONYM_KEY)
     key = _key(settings.name)
     write_durably(
         settings.signing_key_path,
@@ -263,6 +264,7 @@ def _settings(hospital: Hospital, modality: Modality, *, home: Path) -> SiteSett
             max_requests_an_hour=1_000_000,
             max_requests_a_day=1_000_000,
             max_parameters=100_000_000,
+            max_evaluated=64,
             max_honest=1.0,
             tasks=_all_of("tasks"),
             granularities=_all_of("granularities"),

@@ -19,6 +19,7 @@ from torch import Tensor
 from aggregator.arms import Distillation, Teacher
 from aggregator.distill.controls import noise_targets
 from aggregator.distill.distiller import Distiller
+from aggregator.evaluation import judge_run
 from aggregator.federation import CHECKPOINT, EVENTS, PAIRS, federate
 from aggregator.foundation import founded, read_prior
 from aggregator.runs import FOUNDATION
@@ -90,6 +91,13 @@ def distil(trial: Trial) -> None:
     modality = contract.task.modality
     ask = in_process(trial.hospitals, modality=modality, outboxes=trial.run / "outbox")
     federate(
+        contract=contract,
+        sites=[one.name for one in trial.hospitals],
+        exchange=ask,
+        run=trial.run,
+        public=trial.public,
+    )
+    judge_run(
         contract=contract,
         sites=[one.name for one in trial.hospitals],
         exchange=ask,

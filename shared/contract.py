@@ -173,6 +173,10 @@ class Evaluation(Frozen):
         0.0, ge=0, le=20, description="dB by which the pairs must beat what needs no hospital"
     )
 
+    max_source_ssim: float = Field(
+        0.98, gt=0, le=1, description="SSIM of an image to the real one that it was started from"
+    )
+
     @model_validator(mode="after")
     def _kept_back(self) -> "Evaluation":
         if not self.sites and self != Evaluation.model_construct():
