@@ -1,7 +1,8 @@
-"""The release API: FastAPI over the catalog and the blobs, read-only.
+"""The release API and the catalogue's pages: FastAPI over the catalog and the blobs, read-only.
 
 ``create_app(home)`` is the one entry. Errors are JSON ``{"error", "hint"}`` and carry the
-``X-Error-Code`` that Hugging Face's client turns into its exceptions.
+``X-Error-Code`` that Hugging Face's client turns into its exceptions; a browser gets them as a
+page.
 """
 
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from aggregator.api.models import PROBLEMS, document
 from aggregator.catalog import Catalog
 from aggregator.heads import Heads
 from aggregator.home import AggregatorHome
+from aggregator.pages import catalogue, refusals, site
 from aggregator.publisher_keys import PublisherKeys
 from aggregator.store import BlobStore
 
@@ -65,12 +67,14 @@ def create_app(home: Path) -> FastAPI:
     keys.ensure()
     app.state.publisher_keys = keys
     app.state.heads = Heads(keys, days=settings.head_days)
+    app.include_router(files.router)  # asked for most: found first
     app.include_router(datasets.router)
-    app.include_router(files.router)
     app.include_router(agreements.router)
     app.include_router(publisher.router)
     app.include_router(hugging_face.router)
     app.include_router(croissant.router)
+    app.include_router(catalogue.router)
+    app.include_router(site.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -116,5 +120,11 @@ def _internal(request: Request, _: Exception) -> Response:
     return _answer(request, 500, "internal error", "the server's log has the reason", {})
 
 
-def _answer(_: Request, status: int, error: str, hint: str, headers: dict[str, str]) -> Response:
-    return JSONResponse({"error": error, "hint": hint}, status_code=status, headers=headers)
+def _answer(
+    request: Request, status: int, error: str, hint: str, headers: dict[str, str]
+) -> Response:
+    if refusals.wants_page(request):
+        return refusals.refusal(request, status, error, hint, headers)
+    return JSONResponse(
+        {"error": error, "hint": hint}, status_code=status, headers={**headers, "Vary": "Accept"}
+    )
