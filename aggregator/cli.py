@@ -249,6 +249,12 @@ def launch(
     if no_publish:
         typer.echo(f"distilled, not published\n  {release['run']}")
         return
+    if "built" in release:
+        typer.echo(
+            f"built and gated as {release['by']}, not published: somebody else runs\n"
+            f"  aggregator release publish {Path(release['run']).name}"
+        )
+        return
     typer.echo(
         f"published {release['name']} v{release['version']}\n"
         f"  digest {release['digest']}\n  {release['url']}"

@@ -16,6 +16,8 @@ Home = Annotated[
     typer.Option(envvar=HOME_VARIABLE, help="Folder with everything the aggregator keeps."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
+TOKEN_VARIABLE = "FEDSTILL_TOKEN"
+"""A coordinator's token, where two principals are wanted for a release."""
 DEFAULT_HOME = Path("aggregator-home")
 EXIT_FAILED = 1
 EXIT_REFUSED = 4

@@ -46,6 +46,9 @@ class AggregatorSettings(Frozen):
     require_utility: bool = Field(
         False, description="publish no run whose utility has not been measured"
     )
+    two_principals: bool = Field(
+        False, description="who publishes a release shows a token, and is not who built it"
+    )
     head_days: int = Field(
         14, ge=1, le=365, description="days after which researchers refuse an old signed head"
     )

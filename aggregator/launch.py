@@ -1,6 +1,6 @@
 """`aggregator launch`: waits for the sites, submits, shows progress, publishes."""
 
-import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from aggregator.command_line import TOKEN_VARIABLE
 from aggregator.coordinators import coordinators, mandate_of
 from aggregator.enrolment import enrolled_sites, members_of, revoked_sites
 from aggregator.home import AggregatorHome
+from aggregator.hospital_table import is_judged
 from aggregator.runs import (
-    ATTACKS,
     FOUNDATION,
     RunError,
     is_finished,
@@ -28,7 +29,6 @@ from aggregator.runs import (
     watch_run,
 )
 from aggregator.superlink import superlink
-from aggregator.utility import UTILITY
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.enrolment import Enrolment
@@ -63,14 +63,15 @@ def launch_run(
     contract, foundation = _founded(home, contract, public=public, display=display)
     planned = (home.run_folder(contract.digest()) / "plan.json").exists()
     run = prepare_run(home, contract, sites=sites or ([] if planned else enrolled), public=public)
-    if not is_finished(run):
+    ended = is_finished(run) and is_judged(run, contract)
+    if not ended:
         mandate = mandate_of(home, coordinator, contract_digest=contract.digest())
         trusted = [one.key for one in coordinators(home) if not one.revoked]
         keep_mandate(run, mandate, trusted=trusted)
         display.say(f"contract {contract.digest()}, signed with {mandate.coordinator}")
     if foundation is not None and not is_finished(run):
         write_durably(run / FOUNDATION, foundation.read_bytes())
-    if not is_finished(run):
+    if not ended:
         _distil(home, run, wait_s=wait_s, display=display)
     return publish(home, run, contract) if publishes else {"run": str(run)}
 
@@ -133,21 +134,19 @@ def _distil(home: AggregatorHome, run: Path, *, wait_s: float, display: "Display
 
 
 def publish(home: AggregatorHome, run: Path, contract: RunContract) -> dict[str, Any]:
-    """Publishes a finished run; the same run again gives the same version.
+    """Builds, gates and publishes a finished run; the same run again gives the same version.
 
-    What was measured of it is ``utility.json`` and ``attacks.json`` in its folder. Raises
-    ``GateError`` where the first says that it is worth no more than what needs no hospital.
+    Where two principals are wanted, it is built and gated, and somebody else publishes it. Raises
+    ``GateError`` where a gate refuses (:mod:`aggregator.gates`).
     """
-    from aggregator.release import publish_run
+    from aggregator.publishing import build_release, gate_release, principal, publish_release
 
-    release = publish_run(
-        home=home.root,
-        contract=contract,
-        pairs=run / "pairs.safetensors",
-        result=json.loads((run / "result.json").read_bytes()),
-        utility=_measured(run / UTILITY),
-        attacks=_measured(run / ATTACKS),
-    )
+    by = principal(home, named=None, token=os.environ.get(TOKEN_VARIABLE))
+    gate_release(home, run, by=by).refuse_failed()
+    build = build_release(home, run, by=by)
+    if home.settings.two_principals:
+        return {"name": contract.name, "built": build.manifest, "by": by, "run": str(run)}
+    release = publish_release(home, run, by=by)
     return {
         "name": release.name,
         "version": release.version,
@@ -155,18 +154,6 @@ def publish(home: AggregatorHome, run: Path, contract: RunContract) -> dict[str,
         "url": release.url,
         "run": str(run),
     }
-
-
-def _measured(path: Path) -> dict[str, Any] | None:
-    try:
-        table = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        table = None
-    if not isinstance(table, dict):
-        raise RunError(f"{path} is damaged: measure again, or move it away")
-    return table
 
 
 class Display:

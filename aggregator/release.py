@@ -91,19 +91,26 @@ def publish_run(
     read.
     """
     place = AggregatorHome(home)
-    key = PublisherKeys(place.release_key.parent).signer()
     lq, hq = read_pairs(pairs, contract=contract)
     decided = refuse_unworthy(
         utility,
         contract_digest=contract.digest(),
         pairs_sha256=pairs_digest(lq, hq),
         required=place.settings.require_utility,
+        margin_db=contract.evaluation.margin_db,
     )
     if utility is not None and decided is not None:
         utility = {**utility, "gate": asdict(decided)}
     files = build_files(
         contract=contract, lq=lq, hq=hq, result=result, utility=utility, attacks=attacks
     )
+    return publish_files(home=home, contract=contract, files=files)
+
+
+def publish_files(*, home: Path, contract: RunContract, files: Mapping[str, bytes]) -> Release:
+    """Publishes the files of a release; raises ``ReleaseError`` where the key cannot be read."""
+    place = AggregatorHome(home)
+    key = PublisherKeys(place.release_key.parent).signer()
     version = publish(home=home, contract=contract, files=files, key=key)
     address = f"{place.api_url}/api/datasets/{NAMESPACE}/{version.name}"
     return Release(
@@ -214,16 +221,21 @@ def build_files(
     }
 
 
-def publish(
-    *, home: Path, contract: RunContract, files: Mapping[str, bytes], key: Ed25519PrivateKey
-) -> Version:
-    """Signs ``files`` and adds them to the catalog, or returns the version they already are."""
-    manifest = manifest_bytes(
+def manifest_of(contract: RunContract, files: Mapping[str, bytes]) -> bytes:
+    """The manifest of a release of these files."""
+    return manifest_bytes(
         name=contract.name,
         contract_digest=contract.digest(),
         license=LICENSE,
         files=dict(files),
     )
+
+
+def publish(
+    *, home: Path, contract: RunContract, files: Mapping[str, bytes], key: Ed25519PrivateKey
+) -> Version:
+    """Signs ``files`` and adds them to the catalog, or returns the version they already are."""
+    manifest = manifest_of(contract, files)
     place = AggregatorHome(home)
     store = BlobStore(place.blobs)
 

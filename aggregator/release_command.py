@@ -1,18 +1,128 @@
-"""``aggregator release``: what was published, and taking a version back."""
+"""``aggregator release``: from a run to a version in three steps, and taking a version back."""
 
 import json
+import os
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aggregator.command_line import DEFAULT_HOME, Home, Json, clear_errors, existing
+from aggregator.command_line import (
+    DEFAULT_HOME,
+    EXIT_REFUSED,
+    TOKEN_VARIABLE,
+    Home,
+    Json,
+    clear_errors,
+    existing,
+)
 from shared.release.client import NAMESPACE, parse_reference
 
 if TYPE_CHECKING:
     from aggregator.catalog import VersionEntry
+    from aggregator.home import AggregatorHome
 
-app = typer.Typer(help="The published versions.", no_args_is_help=True)
+app = typer.Typer(
+    help="Publishing a run step by step, and what is published.", no_args_is_help=True
+)
 PAGE = 100
+
+Run = Annotated[str, typer.Argument(help="The run: its contract's digest, its begin, or its name.")]
+As = Annotated[str | None, typer.Option("--as", help="Who acts, for the record; else the user.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with a token of scope launch:run, whose owner acts; else FEDSTILL_TOKEN."
+    ),
+]
+
+
+@app.command()
+def build(
+    run: Run,
+    home: Home = DEFAULT_HOME,
+    named: As = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Makes a finished run's release in its folder, to look at. Nothing is published."""
+    with clear_errors():
+        from aggregator.publishing import RELEASE, build_release, find_run
+
+        place = existing(home)
+        folder, by = find_run(place, run), _acting(place, named, token_file)
+        built = build_release(place, folder, by=by)
+    if as_json:
+        typer.echo(built.model_dump_json())
+        return
+    typer.echo(f"built by {by}, not published\n  digest {built.manifest}\n  {folder / RELEASE}")
+
+
+@app.command("gate")
+def ask_gates(
+    run: Run,
+    home: Home = DEFAULT_HOME,
+    named: As = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Asks every gate about a finished run and records what they say: gates.json in its folder.
+
+    Exit code 4 where one refuses.
+    """
+    with clear_errors():
+        from aggregator.publishing import find_run, gate_release
+
+        place = existing(home)
+        folder, by = find_run(place, run), _acting(place, named, token_file)
+        report = gate_release(place, folder, by=by)
+    if as_json:
+        typer.echo(json.dumps({**report.model_dump(mode="json"), "passed": report.passed}))
+    else:
+        for one in report.findings:
+            hint = f"; {one.hint}" if one.hint else ""
+            typer.echo(
+                f"{one.gate:<10} {'passed' if one.passed else 'REFUSED'}: {one.reason}{hint}"
+            )
+    if not report.passed:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def publish(
+    run: Run,
+    home: Home = DEFAULT_HOME,
+    named: As = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Publishes what was built, where the gates passed on just that. Exit code 4 where not."""
+    with clear_errors():
+        from aggregator.publishing import find_run, publish_release
+
+        place = existing(home)
+        folder, by = find_run(place, run), _acting(place, named, token_file)
+        release = publish_release(place, folder, by=by)
+    if as_json:
+        typer.echo(json.dumps({**asdict(release), "by": by, "run": str(folder)}))
+        return
+    typer.echo(
+        f"published {release.name} v{release.version}\n  digest {release.digest}\n  {release.url}"
+    )
+
+
+def _acting(home: "AggregatorHome", named: str | None, token_file: Path | None) -> str:
+    """Who acts. Raises ``PrincipalError``, or ends the command where the file cannot be read."""
+    from aggregator.publishing import principal
+
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token_file is not None:
+        try:
+            token = token_file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise typer.BadParameter(f"--token-file {token_file}: cannot be read") from None
+    return principal(home, named=named, token=token)
 
 
 @app.command("list")

@@ -159,8 +159,8 @@ def percentile_interval(statistic: FloatArray) -> Interval:
     return [float(end) if math.isfinite(end) else None for end in ends]
 
 
-def gate(table: Mapping[str, Any]) -> Gate:
-    """Whether the distilled set does at least as well as its prior and as the best null.
+def gate(table: Mapping[str, Any], *, margin_db: float = 0.0) -> Gate:
+    """Whether the distilled set beats its prior and the best null by ``margin_db``; 0: is as good.
 
     The decision rests on the rows alone, whatever else the table claims. Never raises: a table that
     cannot be judged does not pass.
@@ -187,12 +187,13 @@ def gate(table: Mapping[str, Any]) -> Gate:
         "gain_interval": made["gain_interval"],
     }
     for name in dict.fromkeys(("prior", best)):
-        if psnr["distilled"] < psnr[name]:
+        if psnr["distilled"] < psnr[name] + margin_db:
+            wanted = f", {margin_db:+.2f} dB are wanted" if margin_db else ""
             return Gate(
                 False,
                 f"the distilled set trains to {psnr['distilled']:.2f} dB, "
                 f"{name} without any hospital's data to {psnr[name]:.2f} dB "
-                f"({psnr['distilled'] - psnr[name]:+.3f} dB)",
+                f"({psnr['distilled'] - psnr[name]:+.3f} dB{wanted})",
                 told,
             )
     return Gate(True, _passed(told), told)
@@ -204,6 +205,7 @@ def refuse_unworthy(
     contract_digest: str,
     pairs_sha256: str,
     required: bool,
+    margin_db: float = 0.0,
 ) -> Gate | None:
     """The gate's word on pairs about to be published; None where nothing was measured.
 
@@ -222,7 +224,7 @@ def refuse_unworthy(
         raise GateError("utility.json", "is of another contract: measure this run")
     if pairs_sha256 not in utility.get("pairs_sha256", [pairs_sha256]):
         raise GateError("utility.json", "is of other pairs: measure this run")
-    decided = gate(utility)
+    decided = gate(utility, margin_db=margin_db)
     if not decided.passed:
         raise GateError(
             "utility.json",
