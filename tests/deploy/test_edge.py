@@ -100,7 +100,6 @@ def proxy(
             "127.0.0.1:8080": f"127.0.0.1:{api}",
             "/aggregator/tls": str(tls),
             "/etc/fedstill/edge": str(tmp_path),
-            "/dev/stderr": str(tmp_path / "error.log"),
             "/tmp/": f"{tmp_path}/",
             "worker_processes auto": "worker_processes 1",
         }
