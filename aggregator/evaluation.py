@@ -64,6 +64,7 @@ def judge_run(
     run: Path,
     public: Path | None = None,
     mandate: Mandate | None = None,
+    journal: Journal | None = None,
 ) -> None:
     """Asks ``sites`` what they have not said yet of a finished run, where its contract wants it.
 
@@ -74,7 +75,7 @@ def judge_run(
     plan = contract.evaluation
     if not plan.sites:
         return
-    journal = Journal(run / EVENTS, rounds=contract.rounds)
+    journal = journal or Journal(run / EVENTS, rounds=contract.rounds)
     judgement, arrays = _prepared(contract, run, public, journal)
     judgement = judgement.model_copy(update={"asked": tuple(sorted(sites)), "problems": {}})
     keep_judgement(run, judgement)

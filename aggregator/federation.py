@@ -22,10 +22,12 @@ from aggregator.distill.distiller import Distiller
 from aggregator.distill.schedule import ask_of_round
 from aggregator.exchange import Exchange
 from aggregator.foundation import FoundationError, foundation_of, read_prior
-from aggregator.progress import Journal, Phase
+from aggregator.lifecycle import Steering, quorum_of
+from aggregator.progress import Journal, Phase, SiteNews, SiteState
 from aggregator.runs import FOUNDATION
 from aggregator.secure_sum import FILE as SUM
-from aggregator.secure_sum import SecureSum, SecureSumError, Tell
+from aggregator.secure_sum import SecureSum, SecureSumError, SitesMissing, Tell
+from shared import accounting
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.mandate import Mandate
@@ -43,6 +45,15 @@ QUORUM = 0.5
 
 class FederationError(RuntimeError):
     """The run cannot go on; the text is safe to show and says what to do."""
+
+
+class BelowQuorum(FederationError):  # noqa: N818
+    """Too few sites answered a round; the run goes on from it once they do."""
+
+    def __init__(self, message: str, *, missing: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+        """Sites that were silent; those that refused, or answered nonsense, are not among them."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,9 @@ def federate(
     run: Path,
     public: Path | None = None,
     mandate: Mandate | None = None,
+    quorum: float = QUORUM,
+    journal: Journal | None = None,
+    steering: Steering | None = None,
 ) -> None:
     """Works on a run until its pairs are written; returns at once where they are.
 
@@ -75,18 +89,24 @@ def federate(
             ``requests`` the rounds they came in; ``audit_head`` of a site is the last one it told.
         public: folder of public images, where the contract's prior is public.
         mandate: the coordinator's signature, which sites ask for.
+        quorum: share of the sites whose answers a round needs.
+        journal: of the run; without it one is begun.
+        steering: is asked whether to go on, and told of rounds that are kept.
 
     Raises:
-        FederationError: too few sites answered, the prior is missing, or the folder belongs to
-            another contract.
+        BelowQuorum: too few sites answered.
+        FederationError: the prior is missing, or the folder belongs to another contract.
+        Interrupted: ``steering`` says so; the run goes on from its last checkpoint.
     """
     run.mkdir(parents=True, exist_ok=True)
     if (run / RESULT).exists():
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    journal = Journal(run / EVENTS, rounds=contract.rounds)
+    journal = journal or Journal(run / EVENTS, rounds=contract.rounds)
 
     def on_step(phase: str, done: int, total: int) -> None:
+        if steering is not None:
+            steering.check()
         named: Phase = (
             "public" if phase == "public" else "distil" if phase == "distil" else "probes"
         )
@@ -101,8 +121,10 @@ def federate(
     _timed(ledger, "public", distiller.prepare)
     _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
     while not distiller.finished:
-        _round(contract, sites, exchange, run, distiller, journal, ledger, mandate)
+        _round(contract, sites, exchange, run, distiller, journal, ledger, mandate, quorum)
         _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
+        if steering is not None:
+            steering.round_ended(distiller.round, last=distiller.finished)
     lq, hq = distiller.pairs()
     write_durably(run / PAIRS, save({"lq": lq.contiguous(), "hq": hq.contiguous()}))
     result = {
@@ -128,6 +150,7 @@ def _round(
     journal: Journal,
     ledger: dict[str, Any],
     mandate: Mandate | None,
+    quorum: float,
 ) -> None:
     number = distiller.round + 1
     kind = ask_of_round(contract, number).kind
@@ -154,8 +177,18 @@ def _round(
         if contract.granularity == "federation":
             file = run / SUM
             return _sum(request, sites, exchange=exchange, file=file, tell=tell, ledger=ledger)
-        return _each(request, sites, exchange=exchange, tell=tell, ledger=ledger)
+        least = quorum_of(sites, quorum)
+        return _each(
+            request,
+            sites,
+            exchange=exchange,
+            tell=tell,
+            ledger=ledger,
+            journal=journal,
+            least=least,
+        )
 
+    before = _bytes(ledger)
     asked = time.monotonic()
     heard: _Heard = _timed(ledger, f"sites-{phase}", hear)
     # What the round took beyond its slowest worker: Flower, sockets, polling.
@@ -170,7 +203,29 @@ def _round(
             sites=heard.sites,
         ),
     )
-    journal.end_round()
+    up, down = (now - then for now, then in zip(_bytes(ledger), before, strict=True))
+    journal.end_round(
+        sites=heard.sites,
+        bytes_up=up,
+        bytes_down=down,
+        loss=distiller.loss if phase == "probes" else None,
+        epsilon=_epsilon(contract, number),
+    )
+
+
+def _bytes(ledger: dict[str, Any]) -> tuple[int, int]:
+    """Up and down, of all sites so far."""
+    sites = ledger["sites"].values()
+    return sum(one["bytes_up"] for one in sites), sum(one["bytes_down"] for one in sites)
+
+
+def _epsilon(contract: RunContract, rounds: int) -> float | None:
+    """What so many rounds cost a patient; None without differential privacy."""
+    noise, privacy = contract.noise_multiplier, contract.privacy
+    if noise is None:
+        return None
+    spent = [accounting.Spent(noise, privacy.sampling, rounds)]
+    return round(accounting.epsilon_of(spent, delta=privacy.delta), 4)
 
 
 def _each(
@@ -180,6 +235,8 @@ def _each(
     exchange: Exchange,
     tell: Tell,
     ledger: dict[str, Any],
+    journal: Journal,
+    least: int,
 ) -> _Heard:
     """Every site's own answer."""
     assert isinstance(request.header, ProbeHeader)
@@ -187,6 +244,7 @@ def _each(
     answers = exchange(payload, request.header.round, sites)
     admitted: dict[str, Admitted] = {}
     problems: dict[str, str] = {}
+    news: dict[str, SiteNews] = {}
     for site in sites:
         if site not in answers:
             problems[site] = "no answer"
@@ -201,20 +259,25 @@ def _each(
             )
         except Rejected as reason:
             problems[site] = str(reason)
+            kind: SiteState = "refused" if str(reason).startswith("refused") else "rejected"
+            news[site] = {"state": kind, "waited_s": 0.0, "reason": f"{site}: {reason}"}
             continue
+        news[site] = {"state": "answered", "waited_s": 0.0, "reason": ""}
         entry = ledger["sites"][site]
         # One a probe, or at patient granularity one a probe and patient.
         entry["releases"] += admitted[site].values.size // admitted[site].values.shape[-1]
         entry["audit_head"] = admitted[site].audit_head
         entry["bytes_up"] += len(answers[site])
         entry["bytes_down"] += len(payload)
+    journal.sites(news)
     told = "; ".join(f"{site}: {reason}" for site, reason in problems.items())
     tell(len(admitted), told or f"{len(admitted)} summaries banked")
-    if len(admitted) < max(1, round(QUORUM * len(sites))):
-        raise FederationError(
+    if len(admitted) < least:
+        raise BelowQuorum(
             f"round {request.header.round}: {len(admitted)} of {len(sites)} sites gave a usable "
-            f"summary ({told}); mend the sites and launch the same contract again to go on from "
-            "here"
+            f"summary, {least} are needed ({told}); mend the sites and launch the same contract "
+            "again to go on from here",
+            missing=[site for site in sites if site not in answers],
         )
     return _Heard(
         values=[one.values for one in admitted.values()],
@@ -239,6 +302,8 @@ def _sum(
         raise FederationError("the contract's members are not the run's sites: `launch` names them")
     try:
         summed = SecureSum(request, exchange=exchange, file=file, tell=tell).result()
+    except SitesMissing as error:
+        raise BelowQuorum(str(error)) from None
     except SecureSumError as error:
         raise FederationError(str(error)) from None
     for site, spent in summed.spent.items():

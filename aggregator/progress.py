@@ -6,12 +6,28 @@ left out by its reader and ended by the next writer.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
-Phase = Literal["public", "anchor", "probes", "distil", "evaluate", "done", "failed"]
+Phase = Literal[
+    "public", "anchor", "probes", "distil", "evaluate", "paused", "aborted", "done", "failed"
+]
 LEAST_INTERVAL_S = 0.3
+AT_LEAST_EVERY_S = 5.0
+"""How often it is said what the sites do, though nothing has changed."""
+
+SiteState = Literal[
+    "asked", "computing", "answered", "rejected", "offline", "gone", "refused", "late"
+]
+
+
+class SiteNews(TypedDict):
+    """What a site does in the round, how long it has been waited for, and why."""
+
+    state: SiteState
+    waited_s: float
+    reason: str
 
 
 class Journal:
@@ -28,6 +44,9 @@ class Journal:
         self._round_kind, self._round_start = "", clock()
         self._took: dict[str, list[float]] = {}
         self._remaining: dict[str, int] = {}
+        self._sites: dict[str, SiteNews] = {}
+        self._sites_told = float("-inf")
+        self._at = 0, 0
         # What a killed writer left half written becomes a line of its own.
         whole = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
         self._closing = "" if whole else "\n"
@@ -36,12 +55,26 @@ class Journal:
         """A round starts; ``remaining`` counts the rounds after it by kind."""
         self._round, self._round_kind, self._round_start = round, kind, self._clock()
         self._remaining = dict(remaining)
+        self._sites = {}
 
-    def end_round(self) -> float:
-        """The round has ended; returns its seconds."""
+    def end_round(self, **figures: Any) -> float:
+        """The round has ended and ``figures`` are what is told of it; returns its seconds."""
         seconds = self._clock() - self._round_start
         self._took.setdefault(self._round_kind, []).append(seconds)
+        if figures:
+            self._write(message="", ended={"seconds": round(seconds, 2), **figures})
         return seconds
+
+    def sites(self, news: Mapping[str, SiteNews]) -> None:
+        """What sites do: written when a state changes, and every few seconds."""
+        now = self._clock()
+        before = {name: one["state"] for name, one in self._sites.items()}
+        self._sites.update(news)
+        after = {name: one["state"] for name, one in self._sites.items()}
+        if before != after or now - self._sites_told >= AT_LEAST_EVERY_S:
+            self._sites_told = now
+            waits = [one["reason"] for _, one in sorted(news.items()) if one["reason"]]
+            self._write(message="; ".join(waits), sites=dict(self._sites))
 
     def step(self, phase: Phase, done: int, total: int, message: str = "") -> None:
         """Something went on; the first and last step of a phase are always written."""
@@ -50,24 +83,29 @@ class Journal:
             self._phase, self._phase_start, self._last = phase, now, float("-inf")
         if now - self._last < LEAST_INTERVAL_S and done < total and not message:
             return
-        self._last = now
+        self._last, self._at = now, (done, total)
+        self._write(message=message)
+
+    def _write(self, *, message: str, **more: Any) -> None:
+        done, total = self._at
         event = {
             "time": time.time(),
-            "phase": phase,
+            "phase": self._phase,
             "round": self._round,
             "rounds": self._rounds,
             "done": done,
             "total": total,
-            "eta_s": self._eta_s(now, phase, done, total),
+            "eta_s": self._eta_s(self._clock(), self._phase),
             "message": message,
+            **more,
         }
         with self._file.open("a", encoding="utf-8") as file:
             file.write(self._closing + json.dumps(event) + "\n")
         self._closing = ""
 
-    def _eta_s(self, now: float, phase: Phase, done: int, total: int) -> float | None:
+    def _eta_s(self, now: float, phase: str) -> float | None:
         """Seconds to the end of the run, from rounds of the same kind; None while unknown."""
-        if phase in ("done", "failed"):
+        if phase in ("done", "failed", "aborted"):
             return 0.0
         if phase == "public":
             return None

@@ -2,7 +2,8 @@
 
 ``contract.json``   what the sites agree to
 ``mandate.json``    the signature of the coordinator who launched it first
-``plan.json``       which sites, where public volumes are, how long a round may take
+``plan.json``       which sites, where public volumes are, quorum and deadlines
+``state.json``      of ``aggregator.lifecycle``: running, paused, finished ...
 ``events.jsonl``    progress, appended by the ServerApp
 ``lock``            held by the ServerApp; the kernel lets go of it, however its life ends
 ``dry-...``         beside it, a folder of the same for `aggregator launch --dry-run`
@@ -16,9 +17,11 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -27,7 +30,7 @@ from aggregator.home import AggregatorHome
 from aggregator.superlink import SuperLink, SuperLinkError
 from shared.contract import RunContract
 from shared.durable import write_durably
-from shared.frozen import Frozen, Slug
+from shared.frozen import Frozen, Slug, explain
 from shared.mandate import Mandate
 
 FOUNDATION = "foundation.safetensors"
@@ -49,7 +52,20 @@ class RunPlan(Frozen):
 
     sites: tuple[Slug, ...] = Field(min_length=1)
     public: Path | None = None
-    round_timeout_s: float = Field(3600.0, gt=0)
+    quorum: float = Field(
+        0.5, ge=0, le=1, description="share of the sites whose answers a round needs"
+    )
+    round_timeout_s: float = Field(3600.0, gt=0, description="how long a round waits for answers")
+    patience_s: float = Field(
+        100.0, ge=0, description="how long for a site that is offline; a restarted one needs 60"
+    )
+    below_quorum: Literal["pause", "fail"] = Field(
+        "pause", description="what becomes of a run whose round has too few answers"
+    )
+
+
+Terms = Mapping[str, Any]
+"""Of a plan, what may change from launch to launch: quorum and deadlines."""
 
 
 def prepare_run(
@@ -58,11 +74,13 @@ def prepare_run(
     *,
     sites: Sequence[str],
     public: Path | None,
+    terms: Terms = MappingProxyType({}),
 ) -> Path:
     """The run's folder, with its contract and plan. What the first launch planned holds for all.
 
-    ``sites`` empty and ``public`` None mean: as planned before. Raises ``RunError`` where they
-    differ from the plan, or there is no plan and no site.
+    ``sites`` empty and ``public`` None mean: as planned before, and so does a term that is left
+    out. Raises ``RunError`` where sites or public volumes differ from the plan, there is no plan
+    and no site, or a term is out of range.
     """
     run = home.run_folder(contract.digest())
     present = read_plan(run) if (run / "plan.json").exists() else None
@@ -83,10 +101,15 @@ def prepare_run(
             f"the contract's prior is '{contract.prior.kind}': "
             "give the volumes with --public FOLDER"
         )
+    try:
+        planned = RunPlan.model_validate({**(present or plan).model_dump(), **terms})
+    except ValidationError as error:
+        raise RunError(explain(error)) from None
     if present is None:
         run.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_durably(run / "contract.json", contract.model_dump_json(indent=2).encode())
-        write_durably(run / "plan.json", plan.model_dump_json(indent=2).encode())
+    if planned != present:
+        write_durably(run / "plan.json", planned.model_dump_json(indent=2).encode())
     return run
 
 

@@ -74,6 +74,10 @@ class SecureSumError(RuntimeError):
     """The round cannot be ended; the text is safe to show and says what to do."""
 
 
+class SitesMissing(SecureSumError):  # noqa: N818
+    """The round cannot be ended before sites come back; then it goes on from where it is."""
+
+
 class Spent(Frozen):
     """What a site's part in a round has cost so far."""
 
@@ -203,7 +207,7 @@ class SecureSum:
         self._total = opened_sum(self._total, seeds=seeds, session=self._session())
         self._keep(closed=tuple(site for site in standing.closed if site not in seeds))
         if self._standing.closed:
-            raise SecureSumError(
+            raise SitesMissing(
                 f"round {standing.round}: the sites answered, and then {self._told()}; the others "
                 "have opened their masks and take part in no other attempt at this round: launch "
                 "the same contract again when the site is back, or another seed for a new run"
@@ -236,7 +240,7 @@ class SecureSum:
         self._refuse_too_few(remaining)
         attempt = self._standing.attempt
         if attempt == MAX_ATTEMPTS:
-            raise SecureSumError(
+            raise SitesMissing(
                 f"round {self._standing.round}: all {MAX_ATTEMPTS} attempts are spent "
                 f"({self._told()}); launch the same contract again when these sites are back"
             )
@@ -246,7 +250,7 @@ class SecureSum:
 
     def _refuse_too_few(self, remaining: Collection[str]) -> None:
         if len(remaining) < MIN_MEMBERS:
-            raise SecureSumError(
+            raise SitesMissing(
                 f"round {self._standing.round}: {len(remaining)} sites remain, and a secure sum "
                 f"needs {MIN_MEMBERS} ({self._told()}); mend the sites and launch the same "
                 "contract again to go on from here"

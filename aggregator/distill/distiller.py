@@ -46,6 +46,7 @@ from shared.training import dihedral, enhance, enhance_symmetric, fit_pairs, noi
 from shared.trajectory import start_seed, step_bound
 
 EMA = 0.98
+LOSS_STEPS = 20
 CURVES = ("tone", "spectrum")
 CURVE_RATE = 0.05
 """Adam's step for the few parameters of the curves; pixels and grids move a tenth as fast."""
@@ -84,6 +85,8 @@ class Distiller:
         self.start = prior.start.to(device)
         self.images = self.start.clone()
         self.bank = Bank()
+        self.loss: float | None = None
+        """Matching distance () over the last steps of the last match."""
         self._asked: Tensor | None = None
         self._basis: Tensor | None = None
         self._spread: Tensor | None = None
@@ -270,6 +273,7 @@ class Distiller:
         entries = [(entry, self._sketch(entry)) for entry in self.bank.recent(requests)]
         observer = Observer(self.contract.task, self.images, generator=generator)
         kept, sweep = self.images.clone(), list[Tiles]()
+        distances: list[Tensor] = []
         for step in range(1, steps + 1):
             if not sweep:
                 sweep = tiling(kept.shape[-1]).sweep(len(kept), generator=generator)
@@ -279,6 +283,7 @@ class Distiller:
             images, roughness = personalise_at_price(self.start, leaves, spg)
             observed = observer.observe(images)
             distance = self._distance(images, observed, entry, sketch, sweep.pop(), turn)
+            distances = [*distances[1 - LOSS_STEPS :], distance.detach()]
             optimiser.zero_grad(set_to_none=True)
             total = distance + ROUGHNESS_WEIGHT * roughness
             total.backward(inputs=moved)  # type: ignore[no-untyped-call]
@@ -286,6 +291,7 @@ class Distiller:
             schedule.step()
             kept.lerp_(images.detach(), 1 - EMA)
             self._on_step("distil", step, steps)
+        self.loss = float(torch.stack(distances).mean())
         self.images = kept
         self.parameters = {name: value.detach() for name, value in leaves.items()}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aggregator.federation import FederationError, federate
+from aggregator.federation import BelowQuorum, FederationError, federate
 from shared.architectures import Residual
 from shared.contract import Anchor, PriorSource, Probes, RunContract
 from shared.gradients import cohort_gradients, local_descent, patient_gradients, request_seed
@@ -220,3 +220,29 @@ def test_a_public_prior_without_a_folder_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(FederationError, match="public images"):
         federate(contract=contract, sites=SITES, exchange=Hospitals(), run=tmp_path)
+
+
+def test_a_run_below_quorum_names_the_silent_and_goes_on_to_the_same_pairs(tmp_path: Path) -> None:
+    class Silent(Hospitals):
+        gone: tuple[str, ...] = ()
+
+        def __call__(self, payload: bytes, round: int, sites: Sequence[str]) -> Mapping[str, bytes]:
+            answers = super().__call__(payload, round, sites)
+            return {site: one for site, one in answers.items() if site not in self.gone}
+
+    whole = tmp_path / "whole"
+    federate(contract=CONTRACT, sites=SITES, exchange=Hospitals(), run=whole)
+    hospitals, run = Silent(), tmp_path / "run"
+    hospitals.gone = ("b",)
+    with pytest.raises(BelowQuorum, match=r"2 of 3 sites.* 3 are needed .b: no answer") as caught:
+        federate(contract=CONTRACT, sites=SITES, exchange=hospitals, run=run, quorum=0.8)
+    assert caught.value.missing == ("b",)
+    assert not (run / "pairs.safetensors").exists(), "nothing degraded is left to publish"
+    hospitals.gone = ()
+    federate(contract=CONTRACT, sites=SITES, exchange=hospitals, run=run, quorum=0.8)
+    assert (run / "pairs.safetensors").read_bytes() == (whole / "pairs.safetensors").read_bytes()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    ended = [event["ended"] for event in events if "ended" in event]
+    assert len(ended) == CONTRACT.rounds
+    assert all(one["bytes_up"] > 0 < one["bytes_down"] and one["sites"] == 3 for one in ended)
+    assert ended[-1]["loss"] > 0 and ended[0]["loss"] is None

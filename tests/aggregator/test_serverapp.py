@@ -11,7 +11,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from aggregator import serverapp
 from aggregator.home import HOME_VARIABLE, AggregatorHome
-from aggregator.runs import is_held, prepare_run
+from aggregator.lifecycle import Interrupted, Steering, Wanted, read_state, request
+from aggregator.progress import Journal, SiteNews
+from aggregator.runs import is_held, prepare_run, read_plan
 from aggregator.serverapp import GridExchange
 from shared.contract import RunContract
 
@@ -158,6 +160,64 @@ def test_a_site_that_never_answers_costs_the_deadline() -> None:
     assert 0.3 <= time.monotonic() - start < 3
 
 
+def test_a_repeated_answer_and_one_to_an_earlier_round_change_nothing() -> None:
+    grid = FakeGrid(echo, [["a", "b"]])
+    exchange = GridExchange(grid, timeout_s=5)
+    late: list[Message] = []
+    pull = grid.pull_messages
+
+    def twice(message_ids: Iterable[str]) -> list[Message]:
+        replies = pull(message_ids)
+        late.extend(replies)
+        return [*late, *replies]
+
+    grid.pull_messages = twice  # type: ignore[method-assign]
+    for round in (b"1", b"2", b"3"):
+        assert exchange(round, int(round), ["a", "b"]) == {"a": b"a:" + round, "b": b"b:" + round}
+    assert len(late) == 6
+
+
+def test_it_is_said_whom_a_round_waits_for_how_long_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aggregator.progress.AT_LEAST_EVERY_S", 0.05)
+    said: list[dict[str, SiteNews]] = []
+    grid = FakeGrid(lambda site, payload, _: payload if site == "a" else None, [["a", "b"]])
+    journal = Journal(tmp_path / "events.jsonl", rounds=3)
+    journal.begin_round(1, kind="gradients", remaining={})
+
+    def hear(news: dict[str, SiteNews]) -> None:
+        said.append(dict(news))
+        journal.sites(news)
+
+    exchange = GridExchange(grid, timeout_s=0.3, patience_s=0.1, on_news=hear)  # type: ignore[arg-type]
+    assert set(exchange(b"x", 1, ["a", "b", "c"])) == {"a"}
+    assert {site: one["state"] for site, one in said[0].items()} == {
+        "a": "answered",
+        "b": "computing",
+        "c": "offline",
+    }
+    last = {site: one for news in said for site, one in news.items()}
+    assert (last["b"]["state"], last["c"]["state"]) == ("late", "offline")
+    assert (
+        "not answered within" in last["b"]["reason"] and "c is not connected" in last["c"]["reason"]
+    )
+    assert last["b"]["waited_s"] >= 0.3 > last["c"]["waited_s"] >= 0.1
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert len(events) >= 4, "every few seconds, though nothing has changed"
+    assert events[-1]["sites"]["b"]["state"] == "late"
+    assert all(event["round"] == 1 and "waited" in event["message"] for event in events[:1])
+
+
+def test_a_round_is_left_where_that_is_wanted() -> None:
+    def no_more() -> None:
+        raise Interrupted
+
+    exchange = GridExchange(FakeGrid(lambda *_: None, [["a"]]), timeout_s=60, on_look=no_more)
+    with pytest.raises(Interrupted):
+        exchange(b"x", 1, ["a"])
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -237,3 +297,81 @@ def test_the_text_of_any_other_error_stays_in_the_run(
 def test_a_run_name_is_no_path(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="not the name of a run"):
         run_app(run, monkeypatch, name="../../../etc")
+
+
+def test_a_run_is_finished_when_its_work_is_done(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during = []
+    monkeypatch.setattr(
+        "aggregator.federation.federate", lambda **_: during.append(read_state(run).state)
+    )
+    run_app(run, monkeypatch)
+    assert during == ["running"]
+    assert read_state(run).state == "finished"
+
+
+@pytest.mark.parametrize("then", ["pause", "fail"])
+def test_too_few_answers_pause_a_run_or_fail_it_as_planned(
+    run: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    from aggregator.federation import BelowQuorum
+
+    plan = read_plan(run).model_copy(update={"below_quorum": then, "quorum": 0.7})
+    (run / "plan.json").write_text(plan.model_dump_json())
+
+    def federate(**given: object) -> None:
+        assert given["quorum"] == 0.7
+        raise BelowQuorum("round 1: 0 of 1 sites", missing=["a"])
+
+    monkeypatch.setattr("aggregator.federation.federate", federate)
+    if then == "fail":
+        with pytest.raises(RuntimeError):
+            run_app(run, monkeypatch)
+    else:
+        run_app(run, monkeypatch)
+    state = read_state(run)
+    assert (state.state, state.reason) == (
+        "paused" if then == "pause" else "failed",
+        "round 1: 0 of 1 sites",
+    )
+    assert state.missing == (("a",) if then == "pause" else ())
+    assert last_event(run)["phase"] == state.state
+
+
+@pytest.mark.parametrize(
+    ("wanted", "state"), [("pause", "paused"), ("stop", "paused"), ("abort", "aborted")]
+)
+def test_a_run_is_paused_after_the_round_stopped_in_it_or_aborted(
+    run: Path, monkeypatch: pytest.MonkeyPatch, wanted: Wanted, state: str
+) -> None:
+    def federate(*, steering: Steering, **_: object) -> None:
+        request(run, wanted)
+        if wanted == "pause":
+            steering.check()
+            steering.round_ended(1, last=False)
+        else:
+            steering.check()
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("aggregator.federation.federate", federate)
+    run_app(run, monkeypatch)
+    found = read_state(run)
+    assert (found.state, found.wanted, found.round) == (state, wanted, int(wanted == "pause"))
+    assert last_event(run)["phase"] == state
+
+
+def test_a_failure_is_the_state_and_going_on_is_possible(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def federate(**_: object) -> None:
+        raise ValueError("CANARY")
+
+    monkeypatch.setattr("aggregator.federation.federate", federate)
+    with pytest.raises(RuntimeError):
+        run_app(run, monkeypatch)
+    state = read_state(run)
+    assert state.state == "failed" and "error.log" in state.reason
+    monkeypatch.setattr("aggregator.federation.federate", lambda **_: None)
+    run_app(run, monkeypatch)
+    assert read_state(run).state == "finished"
