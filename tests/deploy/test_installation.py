@@ -311,9 +311,13 @@ def test_what_the_images_copy_is_enough_to_build_and_start(name: str, tmp_path: 
         "--no-build-isolation",
         "--no-index",
     ]
-    quiet = ["--quiet", "--disable-pip-version-check", "--target", str(built)]
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-compile", "--target", str(built)]
     done = subprocess.run([*pip, *quiet, source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    given = {path.relative_to(source) for path in source.rglob("*/*") if path.is_file()}
+    made = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
+    packages = {path for path in given if path.parts[0] in ("shared", "site_agent", "aggregator")}
+    assert packages and not packages - made, "pages, styles and migrations are packed too"
     program = "site-agent" if name == "site" else "aggregator"
     module = f"{'site_agent' if name == 'site' else 'aggregator'}.cli"
     # Isolated: what is imported is what was built, never the checkout.
