@@ -79,7 +79,7 @@ def _tame(tokens: Sequence[Token], *, base: str, files: Collection[str]) -> None
                 token.attrs["href"] = target
                 token.attrs["rel"] = "nofollow noopener noreferrer"
         elif token.type == "image":
-            if (target := str(token.attrs["src"])) in files:
+            if (target := str(token.attrs["src"])) in files and target not in ELSEWHERE:
                 token.attrs["src"] = base + target
                 token.attrs["loading"] = "lazy"
             else:

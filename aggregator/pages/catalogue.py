@@ -38,6 +38,7 @@ SHOWN_DATASETS, SHOWN_VERSIONS = 20, 20
 TOKEN = "export FEDSTILL_TOKEN=…  # from the coordinator\n"
 MEASURED, PRIVATE = "What it is worth", "Privacy"
 """Sections of a card that the page has in places of their own."""
+_PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 _HOST = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 
 
@@ -192,8 +193,7 @@ def ways(version: Version, server: str) -> list[Way]:
             f"export HF_ENDPOINT={server}\n"
             + token.replace("FEDSTILL", "HF")
             + f"hf download {shlex.quote(name)} --repo-type dataset --revision v{number} \\\n"
-            f"  --local-dir {folder}\n"
-            f"python -c {shlex.quote(_load_dataset(name, number))}",
+            f"  --local-dir {folder}\n" + _load_dataset(name, number),
         ),
         Way(
             "curl, sha256sum, minisign" if signed else "curl, sha256sum",
@@ -219,7 +219,9 @@ def accept_lines(version: Version, server: str) -> str:
 
 def _load_dataset(name: str, number: int) -> str:
     call = f"load_dataset({name!r}, revision='v{number}')"
-    return f"from datasets import load_dataset; print({call})"
+    code = f"from datasets import load_dataset; print({call})"
+    # Between double quotes it is easier to read; what a shell would take apart there is quoted.
+    return f'python -c "{code}"' if _PLAIN.fullmatch(name) else f"python -c {shlex.quote(code)}"
 
 
 def _text(store: BlobStore, version: Version, path: str) -> str:
