@@ -165,6 +165,7 @@ def ways(version: Version, server: str) -> list[Way]:
     header = '  -H "Authorization: Bearer $FEDSTILL_TOKEN" \\\n' if gated else ""
     token = TOKEN if gated else ""
     signed = version.file(MINISIGN) is not None
+    repository = f"{shlex.quote(name)} --repo-type dataset --revision v{number}"
     names = ",".join(quote(file.path) for file in version.files)
     by_hand = [
         f"mkdir {folder} && cd {folder}",
@@ -184,16 +185,19 @@ def ways(version: Version, server: str) -> list[Way]:
             "The publisher's own client: every byte and the signature are checked before the "
             "folder appears.",
             f"pip install fedstill\n{token}distilled get {shlex.quote(f'{name}@v{number}')} "
-            f"--from {server}",
+            f"--from {shlex.quote(server)}",
         ),
         Way(
             "Hugging Face",
-            "hf and datasets, unmodified. The revision pins the version; they do not check the "
-            "signature.",
-            f"export HF_ENDPOINT={server}\n"
+            "hf and datasets, unmodified. The revision pins the version; the hashes are checked, "
+            "the signature is not.",
+            f"export HF_ENDPOINT={shlex.quote(server)}\n"
+            # Else Hugging Face is told what is loaded from here.
+            "export HF_UPDATE_DOWNLOAD_COUNTS=0 HF_HUB_DISABLE_TELEMETRY=1\n"
             + token.replace("FEDSTILL", "HF")
-            + f"hf download {shlex.quote(name)} --repo-type dataset --revision v{number} \\\n"
-            f"  --local-dir {folder}\n" + _load_dataset(name, number),
+            + f"hf download {repository} \\\n  --local-dir {folder}-hf\n"
+            f"hf cache verify {repository} \\\n  --local-dir {folder}-hf\n"
+            + _load_dataset(name, number),
         ),
         Way(
             "curl, sha256sum, minisign" if signed else "curl, sha256sum",
