@@ -20,7 +20,13 @@ from shared.release.errors import LocalError
 from shared.release.keys import read_private_key
 from site_agent.kit import ENROLMENT_FILE
 from site_agent.policy_file import POLICY_FILE, default_policy_text
-from site_agent.settings import SETTINGS_FILE, SettingsError, SiteSettings, explain_settings
+from site_agent.settings import (
+    SETTINGS_FILE,
+    SettingsError,
+    SiteSettings,
+    explain_settings,
+    read_settings,
+)
 
 _TEMPLATE = """\
 # The settings of a fedstill site; what it allows is in policy.toml. Lines that begin with # show
@@ -75,7 +81,7 @@ def enrol(*, home: Path, name: str, aggregator: str, images: Path) -> SiteSettin
         write_durably(home / POLICY_FILE, default_policy_text().encode(), mode=0o644)
     # Last: a home with settings is complete.
     write_durably(home / SETTINGS_FILE, _settings_text(settings).encode())
-    return settings
+    return read_settings(home)
 
 
 def complete_enrolment(settings: SiteSettings) -> None:

@@ -29,6 +29,7 @@ from shared.release.head import moment, read_head, sign_head
 from shared.release.key_list import KeyChain, KeyList, ListedKey, sign_list
 from shared.release.keys import encode_key, read_private_key, write_key_pair
 from shared.release.manifest import manifest_bytes, sha256, sign, sums_bytes, version_bytes
+from shared.release.minisign import signature_text
 
 NAME = "ct-demo"
 FILES = {"README.md": b"# a release\n", "pairs.safetensors": bytes(range(256)) * 1000}
@@ -179,6 +180,7 @@ def signed(key: Ed25519PrivateKey, *, number: int = 2, manifest: bytes) -> dict[
     return {
         "MANIFEST.json": manifest,
         "MANIFEST.json.sig": sign(manifest, key),
+        "MANIFEST.json.minisig": signature_text(manifest, key, comment="forged"),
         "VERSION.json": version,
         "VERSION.json.sig": sign(version, key),
     }

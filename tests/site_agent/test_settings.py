@@ -16,7 +16,7 @@ def test_settings_with_defaults(tmp_path):
     settings = read_settings(write(tmp_path, GOOD))
     assert settings.name == "site-a"
     assert settings.images == tmp_path / "images"
-    assert settings.policy == Policy()
+    assert settings.policy == Policy(coordinators=())  # a file that names nobody
     assert settings.socket_path == tmp_path / "worker.sock"
 
 

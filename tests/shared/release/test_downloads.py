@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,11 @@ def test_after_any_end_the_next_run_goes_on(
     (tmp_path / "out").mkdir()
     arguments = ["get", "ct-demo@v1", "--from", server.url, "--to", str(tmp_path / "out" / "x")]
     command = [sys.executable, "-c", "from shared.release.cli import main; main()", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background job ignores SIGINT, and so would all that it starts.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
+    ) as process:
         deadline = time.monotonic() + 30
         while not any((part / PAIRS).stat().st_size == 400_000 for part in _begun()):
             assert time.monotonic() < deadline
