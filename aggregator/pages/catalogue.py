@@ -168,7 +168,7 @@ def ways(version: Version, server: str) -> list[Way]:
     repository = f"{shlex.quote(name)} --repo-type dataset --revision v{number}"
     names = ",".join(quote(file.path) for file in version.files)
     by_hand = [
-        f"mkdir {folder} && cd {folder}",
+        f"mkdir {folder}-curl && cd {folder}-curl",
         f"curl -fsS --remote-name-all \\\n{header}  {shlex.quote(f'{files}/{{{names}}}')}",
     ]
     if signed:

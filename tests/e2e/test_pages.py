@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -286,6 +287,22 @@ def test_lines_are_copied(watch: Callable[..., Watched], url: str) -> None:
         assert copied == page.inner_text(f"#way-{at}")
         assert url in copied
     assert at == 3
+
+
+def test_lines_for_what_a_system_has_work(watch: Callable[..., Watched], tmp_path: Path) -> None:
+    """As copied, in a shell; those of the other two are tested with their programs."""
+    for program in ("curl", "jq", "minisign"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs Debian's package {program}")
+    lines = watch().open(ONE).inner_text("#way-3")
+    run = ["bash", "-ec", lines]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Signature and comment signature verified" in done.stdout
+    assert "pairs.safetensors: OK" in done.stdout
+    (tmp_path / "ct-one-v1-curl" / "pairs.safetensors").write_bytes(b"other")
+    check = ["bash", "-ec", f"cd ct-one-v1-curl; {lines.splitlines()[-1]}"]
+    assert subprocess.run(check, cwd=tmp_path, capture_output=True, check=False).returncode != 0
 
 
 def test_a_search_finds(watch: Callable[..., Watched]) -> None:
