@@ -4,7 +4,8 @@ Of every image the nearest slice is looked for, by SSIM and by NCC (:mod:`shared
 the patients whose gradients it was matched to, and among those kept back, to whom it owes nothing.
 
 1. An image nearer to a used patient than 99 in 100 slices of the kept-back ones are is objected to
-   by its number, unless what it replaces, which owes nobody anything, is as near.
+   by its number, if it has come nearer to the used ones than what it replaces, by ``IMAGE_BAR``
+   more than to those kept back. What is near by chance, and was so before, is no copy.
 2. The images' likeness to used patients over that to kept-back ones, means over the images, in
    units of the same ratio of what they replace, must not exceed the site's bound.
 
@@ -26,6 +27,13 @@ from shared.similarity import Likeness, to_patients
 PERCENTILE = 99
 MOST_STRANGERS = 64
 """Slices of kept-back patients that say how near a stranger may come: each is held against all."""
+
+IMAGE_BAR = 1.12
+"""Growth of an image's likeness to used patients over that to kept-back ones.
+
+Measured on three hospitals of real CT: of 120 comparisons of warped priors none is named by it and
+the percentile together, of eight slices of used patients, warped and toned, all are.
+"""
 
 _LEAST_LIKENESS = 1e-3
 
@@ -62,7 +70,11 @@ def compared(
     ratios, too_alike = {}, np.zeros(len(candidates), bool)
     for by in ("ssim", "ncc"):
         limit = np.percentile(_nearest(strangers, by), PERCENTILE)
-        too_alike |= (_nearest(own_near, by) > limit) & (_nearest(null_near, by) <= limit)
+        towards = [
+            _held(own, by) / _held(null, by)
+            for own, null in ((own_near, null_near), (own_far, null_far))
+        ]
+        too_alike |= (_nearest(own_near, by) > limit) & (towards[0] > IMAGE_BAR * towards[1])
         ratios[by] = _ratio(own_near, own_far, by) / _ratio(null_near, null_far, by)
     return Verdict(
         passed=not too_alike.any() and max(ratios.values()) <= at_most,
@@ -76,6 +88,10 @@ def _nearest(likeness: Likeness, by: str) -> NDArray[np.float64]:
     values: Tensor = getattr(likeness, by)
     found: NDArray[np.float64] = values.amax(dim=1).double().cpu().numpy()
     return found
+
+
+def _held(likeness: Likeness, by: str) -> NDArray[np.float64]:
+    return np.maximum(_nearest(likeness, by), _LEAST_LIKENESS)
 
 
 def _ratio(near: Likeness, far: Likeness, by: str) -> float:
