@@ -238,6 +238,36 @@ def test_each_task_has_its_own_degradation(
     assert not watched.said
 
 
+def test_a_fast_hand_reads_no_more_than_it_sees(
+    watch: Callable[..., Watched], pairs: dict[str, np.ndarray]
+) -> None:
+    watched = watch()
+    page = watched.open(ONE, viewer=True)
+    before = len(watched.ranges)
+    page.evaluate(
+        """() => { const slider = document.getElementById("pair");
+        for (const at of [1, 2, 3, 4]) {
+          slider.value = at; slider.dispatchEvent(new Event("input")) } }"""
+    )
+    expect(page.locator("#viewer-status")).to_contain_text("Pair 4")
+    hq = in_hounsfield(pairs["hq"][4, 0])
+    assert_same(canvas(page, "hq"), grey(hq, window=2000, level=0))
+    assert len(watched.ranges) == before + 2 * 2  # the first, which was under way, and the last
+    assert not watched.said
+
+
+def test_a_pair_that_cannot_be_read_says_so(watch: Callable[..., Watched]) -> None:
+    watched = watch()
+    page = watched.open(ONE, viewer=True)
+    page.route("**/pairs.safetensors", lambda route: route.fulfill(status=429))
+    page.click("#after")
+    expect(page.locator("#viewer-status")).to_have_text("Not loaded: the server answered 429")
+    page.unroute("**/pairs.safetensors")
+    page.click("#before")
+    page.click("#after")
+    expect(page.locator("#viewer-status")).to_contain_text("Pair 1 of")
+
+
 def test_keys_do_what_the_mouse_does(
     watch: Callable[..., Watched], pairs: dict[str, np.ndarray]
 ) -> None:

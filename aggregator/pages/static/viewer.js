@@ -160,7 +160,7 @@ class Viewer {
     this.draw();
   }
 
-  /** Shows a pair; where several are asked for at once the last one stays. */
+  /** Shows a pair; of those chosen while one is being read, the last alone is read. */
   async choose(task, index) {
     const last = this.pairs.tasks.get(task).length - 1;
     [this.task, this.index] = [task, limited(Math.round(index) || 0, 0, last)];
@@ -170,16 +170,29 @@ class Viewer {
     }
     at("before").disabled = this.index === 0;
     at("after").disabled = this.index === last;
-    const wanted = (this.wanted = {});
+    this.wanted = `Pair ${this.index} of 0 to ${last}, ${this.task}`;
+    if (this.reading) return;
+    this.reading = true;
+    for (let read = null; read !== this.wanted; ) {
+      read = this.wanted;
+      const said = await this.show(read);
+      if (read === this.wanted) at("viewer-status").textContent = said;
+    }
+    this.reading = false;
+  }
+
+  /** Draws the pair that is chosen, unless another is by then; answers what there is to say. */
+  async show(wanted) {
     try {
       const images = await this.pairs.pair(this.task, this.index);
-      if (this.wanted !== wanted) return;
-      this.images = images;
-      this.measure();
-      this.draw();
-      at("viewer-status").textContent = `Pair ${this.index} of 0 to ${last}, ${this.task}`;
+      if (this.wanted === wanted) {
+        this.images = images;
+        this.measure();
+        this.draw();
+      }
+      return wanted;
     } catch (error) {
-      if (this.wanted === wanted) at("viewer-status").textContent = `Not loaded: ${error.message}`;
+      return `Not loaded: ${error.message}`;
     }
   }
 
