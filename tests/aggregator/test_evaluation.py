@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from aggregator.evaluation import NETWORKS, judge_run
 from aggregator.federation import federate
+from aggregator.gates import run_gates
 from aggregator.hospital_table import is_judged, read_judgement
 from aggregator.simulate import PSEUDONYM_KEY, Hospital, in_process, open_hospitals
+from aggregator.utility import GateError
 from shared.architectures import Residual
 from shared.contract import Anchor, Evaluation, Probes, RunContract
 from shared.gradients import request_seed
@@ -195,6 +197,36 @@ def test_finer_figures_than_are_told_are_not_taken(
     assert not kept.figures
     assert "finer" in kept.problems["hospital-a"]
     assert not (tmp_path / "utility.json").exists()
+
+
+def test_a_patient_among_the_pairs_is_objected_to_and_never_published(
+    hospitals: list[Hospital], tmp_path: Path
+) -> None:
+    ask = finished(hospitals, tmp_path)
+    pairs = load_file(tmp_path / "pairs.safetensors")
+    judged(ask, tmp_path)
+    honest = read_judgement(tmp_path)
+    assert honest is not None
+    assert all(not verdict.too_alike for verdict in honest.verdicts.values())
+    # The same run, had its second image become a slice of a patient whose gradients were used.
+    home = tmp_path / "copied"
+    ask = finished(hospitals, home)
+    used, _ = divided(hospitals[0].cohort, key=PSEUDONYM_KEY, share=0.2)
+    assert used is not None
+    (first, *_) = used.images(size_px=32, low=-1000, high=1000)
+    save_file({**pairs, "hq": np.stack([pairs["hq"][0], first[0]])}, home / "pairs.safetensors")
+    judged(ask, home)
+    kept = read_judgement(home)
+    assert kept is not None
+    assert kept.verdicts["hospital-a"].too_alike == (1,)
+    report = run_gates(
+        home, CONTRACT, pairs_sha256=kept.pairs_sha256, required=False, by="somebody"
+    )
+    (veto,) = [one for one in report.findings if one.gate == "veto"]
+    assert not veto.passed
+    assert "hospital-a objects to images 1 (" in veto.reason
+    with pytest.raises(GateError):
+        report.refuse_failed()
 
 
 def test_a_table_measured_elsewhere_stays(hospitals: list[Hospital], tmp_path: Path) -> None:
