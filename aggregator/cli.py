@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from aggregator import dataset_command, key_command, release_command, token_command
+from aggregator import (
+    contract_command,
+    dataset_command,
+    key_command,
+    release_command,
+    run_command,
+    token_command,
+)
 from aggregator.command_line import (
     DEFAULT_HOME,
     EXIT_REFUSED,
@@ -31,8 +38,10 @@ app = typer.Typer(
 site = typer.Typer(help="The hospitals that take part.", no_args_is_help=True)
 app.add_typer(site, name="site")
 app.add_typer(coordinator_app, name="coordinator")
+app.add_typer(contract_command.app, name="contract")
 app.add_typer(key_command.app, name="key")
 app.add_typer(release_command.app, name="release")
+app.add_typer(run_command.app, name="run")
 app.add_typer(token_command.app, name="token")
 app.add_typer(dataset_command.app, name="dataset")
 app.command("downloads")(dataset_command.list_downloads)
@@ -211,6 +220,17 @@ def launch(
         str | None,
         typer.Option(help="Who signs the contract; without it the key `init` made, or the only."),
     ] = None,
+    quorum: Annotated[
+        float | None, typer.Option(help="Share of the sites whose answers a round needs.")
+    ] = None,
+    round_timeout_s: Annotated[
+        float | None,
+        typer.Option("--round-timeout", help="How long a round waits for answers, seconds."),
+    ] = None,
+    patience_s: Annotated[
+        float | None,
+        typer.Option("--patience", help="How long it waits for a site that is offline, seconds."),
+    ] = None,
     dry: Annotated[
         bool,
         typer.Option(
@@ -230,6 +250,7 @@ def launch(
     if dry:
         _dry_run(home, contract, sites=sites or [], coordinator=coordinator, as_json=as_json)
         return
+    terms = {"quorum": quorum, "round_timeout_s": round_timeout_s, "patience_s": patience_s}
     with clear_errors():
         from aggregator.launch import launch_run
 
@@ -242,6 +263,7 @@ def launch(
             quiet=as_json,
             publishes=not no_publish,
             coordinator=coordinator,
+            terms={name: value for name, value in terms.items() if value is not None},
         )
     if as_json:
         typer.echo(json.dumps(release))

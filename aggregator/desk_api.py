@@ -9,6 +9,7 @@ from pydantic import Field
 
 from aggregator.home import AggregatorHome
 from aggregator.lifecycle import RunState, read_state
+from aggregator.publishing import find_run
 from aggregator.runs import RunError, RunPlan, read_events, read_mandate, read_plan
 from aggregator.runs import read_run_contract as read_contract
 from aggregator.utility import UTILITY
@@ -79,20 +80,8 @@ def runs(home: AggregatorHome) -> list[RunView]:
 
 
 def run_view(home: AggregatorHome, digest: str) -> RunView:
-    """One run, by its digest or the beginning of it. Raises ``RunError``."""
+    """One run, by its digest, the beginning of it, or its name. Raises ``RunError``."""
     return _view(find_run(home, digest))
-
-
-def find_run(home: AggregatorHome, digest: str) -> Path:
-    """The run's folder, by its digest or enough of its beginning; raises ``RunError``."""
-    wanted = digest.lower()
-    if not wanted or set(wanted) - set("0123456789abcdef"):
-        raise RunError(f"DIGEST {digest!r}: give the hexadecimal digest, or its beginning")
-    found = [one for one in home.runs.glob("[0-9a-f]" * 16) if one.name.startswith(wanted[:16])]
-    if len(found) != 1:
-        which = "no run begins" if not found else "several runs begin"
-        raise RunError(f"{which} with {digest}: see `aggregator run list`")
-    return found[0]
 
 
 def _view(run: Path) -> RunView:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -17,22 +18,26 @@ from aggregator.coordinators import coordinators, mandate_of
 from aggregator.enrolment import enrolled_sites, members_of, revoked_sites
 from aggregator.home import AggregatorHome
 from aggregator.hospital_table import is_judged
+from aggregator.lifecycle import is_lost, read_state, submit
 from aggregator.runs import (
     FOUNDATION,
     RunError,
+    Terms,
     is_finished,
     keep_mandate,
     prepare_run,
     read_plan,
-    start_run,
     wait_for_sites,
     watch_run,
 )
-from aggregator.superlink import superlink
+from aggregator.superlink import SuperLink, superlink
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.enrolment import Enrolment
 from shared.masking import MIN_MEMBERS
+
+RESUMED_WITHIN_S = 120.0
+"""`aggregator up` goes on with an interrupted run within this time, or does not run."""
 
 
 def launch_run(
@@ -45,6 +50,7 @@ def launch_run(
     quiet: bool,
     publishes: bool = True,
     coordinator: str | None = None,
+    terms: Terms = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Runs or resumes the contract and publishes; gives name, version, digest, url and run folder.
 
@@ -62,7 +68,8 @@ def launch_run(
     contract = with_members(contract, [one for one in records if one.name in (sites or enrolled)])
     contract, foundation = _founded(home, contract, public=public, display=display)
     planned = (home.run_folder(contract.digest()) / "plan.json").exists()
-    run = prepare_run(home, contract, sites=sites or ([] if planned else enrolled), public=public)
+    asked = sites or ([] if planned else enrolled)
+    run = prepare_run(home, contract, sites=asked, public=public, terms=terms)
     ended = is_finished(run) and is_judged(run, contract)
     if not ended:
         mandate = mandate_of(home, coordinator, contract_digest=contract.digest())
@@ -125,12 +132,36 @@ def _distil(home: AggregatorHome, run: Path, *, wait_s: float, display: "Display
                 display.say(f"waiting for {', '.join(missing)} to come online")
         events = run / "events.jsonl"
         from_byte = events.stat().st_size if events.exists() else 0
-        if start_run(link, run):
+        if submit(link, run):
             display.say("submitted")
         else:
             display.say("the run is on already: watching it")
-        for event in watch_run(run, link, from_byte=from_byte):
-            display.show(event)
+        _watch(link, run, from_byte=from_byte, display=display)
+
+
+def _watch(link: SuperLink, run: Path, *, from_byte: int, display: "Display") -> None:
+    """Follows the run to its end, through deaths of its ServerApp where `up` goes on with it."""
+    while True:
+        try:
+            for event in watch_run(run, link, from_byte=from_byte):
+                display.show(event)
+            return
+        except RunError as error:
+            state = read_state(run)
+            if state.state in ("paused", "aborted") and not is_lost(run):
+                raise RunError(
+                    f"the run is {state.state}: {state.reason}"
+                    + (f"; `aggregator run resume {run.name}`" if state.state == "paused" else "")
+                ) from None
+            if state.state == "failed":
+                raise
+            display.say("the run was interrupted: `aggregator up` is about to go on with it")
+            from_byte = (run / "events.jsonl").stat().st_size
+            deadline = time.monotonic() + RESUMED_WITHIN_S
+            while is_lost(run):
+                if time.monotonic() >= deadline:
+                    raise error from None
+                time.sleep(0.5)
 
 
 def publish(home: AggregatorHome, run: Path, contract: RunContract) -> dict[str, Any]:

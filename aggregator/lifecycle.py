@@ -29,6 +29,7 @@ from shared.durable import write_durably
 from shared.frozen import Frozen, Slug
 
 STATE = "state.json"
+ENDS_WITHIN_S = 15.0
 LOOK_S = 0.3
 """How often a ServerApp looks at what is wanted of it."""
 
@@ -99,6 +100,20 @@ def read_state(run: Path) -> RunState:
     return found.model_copy(update={"state": "paused", "reason": found.reason or NOBODY})
 
 
+def is_lost(run: Path) -> bool:
+    """Whether a ServerApp should work on the run and none does: it was killed, or never began."""
+    return _stored(run).state in WORKING and read_state(run).state == "paused"
+
+
+def mark_published(run: Path) -> None:
+    """Says that a release of the run is in the catalog; raises ``RunError``."""
+    with _writing(run):
+        found = read_state(run)
+        if found.state not in ("finished", "published"):  # an earlier end, its pairs are there
+            found = _move(run, found, "finished")
+        _move(run, found, "published", round=found.rounds)
+
+
 def transition(run: Path, to: State, *, reason: str = "", **changes: Any) -> RunState:
     """Brings the run into another state; ``changes`` are other fields of :class:`RunState`.
 
@@ -137,6 +152,7 @@ def submit(link: SuperLink, run: Path) -> bool:
 
     Raises ``RunError`` where it was aborted, ``SuperLinkError``.
     """
+    _await_end(run)
     with _writing(run):
         found = read_state(run)
         if found.state == "aborted":
@@ -151,6 +167,15 @@ def submit(link: SuperLink, run: Path) -> bool:
         except BaseException:
             _keep(run, found)
             raise
+
+
+def _await_end(run: Path) -> None:
+    """Waits for a ServerApp that has done what was wanted, and is about to end (or to begin)."""
+    deadline = time.monotonic() + ENDS_WITHIN_S
+    while is_held(run) and read_state(run).state not in ("running", "stopping"):
+        if time.monotonic() >= deadline:
+            raise RunError(f"a process still holds run {run.name}: try again in a minute")
+        time.sleep(0.05)
 
 
 class Steering:

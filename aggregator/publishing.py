@@ -19,6 +19,7 @@ from aggregator.access.tokens import Tokens, digest, principal_of
 from aggregator.database import Database
 from aggregator.gates import GateReport, evidence_of, measured, read_gates, run_gates
 from aggregator.home import AggregatorHome
+from aggregator.lifecycle import mark_published
 from aggregator.release import (
     PublishError,
     Release,
@@ -180,7 +181,9 @@ def publish_release(home: AggregatorHome, run: Path, *, by: str) -> Release:
     files = {one.name: one.read_bytes() for one in sorted((run / RELEASE).iterdir())}
     if sha256(manifest_of(contract, files)) != build.manifest:
         raise PublishError(RELEASE, "its files are not those that were built: build again")
-    return publish_files(home=home.root, contract=contract, files=files)
+    release = publish_files(home=home.root, contract=contract, files=files)
+    mark_published(run)
+    return release
 
 
 def _finished(run: Path) -> RunContract:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import flwr.superlink.grid.http_grid as http_grid
+import httpx
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
@@ -126,6 +127,10 @@ def work(run: Path, grid: Grid, *, absent: Callable[[], Collection[str]] = froze
             transition(run, "paused", reason=message, missing=error.missing)
             journal.step("paused", 0, 0, message)
             return
+    except httpx.HTTPError:
+        # Nothing is wrong with the run: it counts as paused from here on, and `up` goes on with it.
+        journal.step("paused", 0, 0, "the SuperLink was lost")
+        raise RuntimeError("the SuperLink was lost") from None
     except (FederationError, FoundationError, JudgementError, RunError) as error:
         message = str(error)
     except Exception:

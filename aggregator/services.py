@@ -15,6 +15,7 @@ from pathlib import Path
 
 from aggregator.enrolment import EnrolmentError, register_sites, revoked_keys
 from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError
+from aggregator.resumption import go_on
 from aggregator.superlink import (
     READY_LINE,
     READY_WITHIN_S,
@@ -77,6 +78,8 @@ def run_services(home: AggregatorHome, *, say: Callable[[str], None]) -> int:
             for service in services:
                 running[service.name] = service.start()
             say(f"SuperLink ready on {home.superlink_address} (TLS), release API on {home.api_url}")
+            going_on = threading.Thread(target=go_on, args=(home, stop, say), daemon=True)
+            going_on.start()
             _supervise(services, running, stop=stop, say=say)
     except ProcessError as error:
         raise ServiceError(str(error)) from None

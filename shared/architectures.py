@@ -15,31 +15,31 @@ class Residual(Frozen):
     """The probe network: a residual convolutional network of ``depth`` 3x3 layers."""
 
     kind: Literal["residual"] = "residual"
-    depth: int = Field(4, ge=2, le=16)
-    width: int = Field(16, ge=4, le=128)
+    depth: int = Field(4, ge=2, le=16, description="layers")
+    width: int = Field(16, ge=4, le=128, description="channels")
 
 
 class DnCnn(Frozen):
     """DnCNN (Zhang et al. 2017) without batch normalisation: 3x3 layers, residual."""
 
     kind: Literal["dncnn"] = "dncnn"
-    depth: int = Field(17, ge=3, le=20)
-    width: int = Field(64, ge=4, le=128)
+    depth: int = Field(17, ge=3, le=20, description="layers")
+    width: int = Field(64, ge=4, le=128, description="channels")
 
 
 class RedCnn(Frozen):
     """RED-CNN (Chen et al. 2017): five 5x5 convolutions, five transposed, additive shortcuts."""
 
     kind: Literal["red-cnn"] = "red-cnn"
-    width: int = Field(96, ge=4, le=128)
+    width: int = Field(96, ge=4, le=128, description="channels")
 
 
 class Edsr(Frozen):
     """EDSR baseline (Lim et al. 2017) at constant image size: residual blocks, no upsampler."""
 
     kind: Literal["edsr"] = "edsr"
-    blocks: int = Field(16, ge=1, le=32)
-    width: int = Field(64, ge=4, le=128)
+    blocks: int = Field(16, ge=1, le=32, description="residual blocks")
+    width: int = Field(64, ge=4, le=128, description="channels")
 
 
 class UNet(Frozen):

@@ -107,9 +107,9 @@ class Anchor(Frozen):
 
     rounds: int = Field(4, ge=0, le=64, description="Flower rounds spent on the anchor")
     local_steps: int = Field(400, ge=1, le=5_000, description="optimiser steps a site, a round")
-    batch: int = Field(4, ge=1, le=128)
-    crop_px: int = Field(32, ge=16, le=512)
-    learning_rate: float = Field(1e-3, gt=0, le=1)
+    batch: int = Field(4, ge=1, le=128, description="crops behind a local step")
+    crop_px: int = Field(32, ge=16, le=512, description="edge of a crop, pixels")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="of the local steps")
     clip_norm: float = Field(3.0, gt=0, le=1e6, description="L2 bound of one accumulated gradient")
     public_steps: int = Field(3000, ge=0, le=100_000, description="steps of the public start")
     descent: Literal["site", "patient"] = Field(

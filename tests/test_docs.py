@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from aggregator.api import create_app
 from aggregator.home import AggregatorSettings
+from aggregator.lifecycle import ALLOWED
 from shared.contract import RunContract
 from shared.messages import RefusalCode
 from shared.release.errors import KINDS
@@ -126,6 +127,15 @@ def test_every_choice_of_a_contract_is_documented() -> None:
                 "site revoke",
                 "site list",
                 "launch",
+                "contract new",
+                "contract check",
+                "run list",
+                "run show",
+                "run watch",
+                "run pause",
+                "run stop",
+                "run resume",
+                "run abort",
                 "key list",
                 "key rotate",
                 "key revoke",
@@ -237,3 +247,15 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     for name, text in PAGES.items():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"
+
+
+def test_every_state_of_a_run_and_what_may_follow_is_documented() -> None:
+    table = PAGES["docs/coordinator.md"].split("### What becomes of a run")[1]
+    for state, after in ALLOWED.items():
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| `{state}` |")]
+        assert set(re.findall(r"`(\w+)`", row.split("|")[3])) <= after, state
+
+
+def test_the_terms_of_a_run_are_documented() -> None:
+    for option in ("--quorum", "--round-timeout", "--patience", "below_quorum"):
+        assert option in PAGES["docs/coordinator.md"]

@@ -22,6 +22,7 @@ import torch
 from flwr.cli.build import build_fab_from_files
 
 from aggregator.home import AggregatorHome
+from aggregator.lifecycle import read_state
 from aggregator.superlink import superlink
 from shared.contract import RunContract
 from shared.guardian import descendants
@@ -191,7 +192,9 @@ def rounds_done(run: Path) -> int:
     return max((json.loads(line)["round"] for line in lines), default=0)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_digest(deployment: Deployment) -> None:
+def test_a_paused_and_killed_run_goes_on_and_ends_with_the_same_digest(
+    deployment: Deployment,
+) -> None:
     contract, run = deployment.contract(seed=1)
     release = launch(deployment, contract)
     result = json.loads((run / "result.json").read_text())
@@ -199,31 +202,47 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_digest(deployment: Deployme
     assert set(result["sites"]) == set(SITES)
     assert launch(deployment, contract) == release  # nothing is done twice
 
+    # Paused after a round, then killed twice below `aggregator up`, which goes on by itself.
     run.rename(run.with_name("uninterrupted"))
     hold = deployment.root / SITES[0] / "hold"
+    hold.write_text("2")
+    with launching(deployment, contract) as watching:
+        until(lambda: rounds_done(run) == 2, within_s=100)
+        assert deployment.aggregator("run", "pause", run.name).returncode == 0
+        assert read_state(run).state == "stopping"
+        hold.unlink()
+        assert watching.stderr is not None
+        assert "the run is paused: pause was asked" in watching.stderr.read()
+    assert watching.returncode == 1
+    assert (read_state(run).state, read_state(run).round) == ("paused", 2)
+
     hold.write_text("3")
-    watching = subprocess.Popen(
+    with launching(deployment, contract) as watching:
+        until(lambda: rounds_done(run) == 3, within_s=100)
+        check_site_processes(deployment)
+        for program in ("flwr-serverapp", "flower-superlink"):
+            until(lambda: read_state(run).state == "running", within_s=60)
+            killed = [p for p in marked(deployment.token) if program in command_line(p)]
+            assert killed
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: read_state(run).state != "running", within_s=60)
+        hold.unlink()
+        assert watching.wait(150) == 0
+    assert not (run / "error.log").exists()
+    again = launch(deployment, contract)
+    assert (again["digest"], again["version"]) == (release["digest"], release["version"])
+    assert read_state(run).state == "published"
+
+
+def launching(deployment: Deployment, contract: Path) -> subprocess.Popen[str]:
+    """`aggregator launch` in a process of its own."""
+    return subprocess.Popen(
         [BINARIES / "aggregator", "launch", contract, "--home", deployment.home.root],
         stderr=subprocess.PIPE,
         text=True,
         env=deployment.environment,
     )
-    with watching:
-        until(lambda: rounds_done(run) == 3, within_s=100)
-        check_site_processes(deployment)
-        everyone = marked(deployment.token)
-        serverapps = [pid for pid in everyone if "flwr-serverapp" in command_line(pid)]
-        assert serverapps
-        for pid in serverapps:
-            os.kill(pid, signal.SIGKILL)
-        assert watching.stderr is not None
-        told = watching.stderr.read()
-    hold.unlink()
-    assert watching.returncode == 1
-    assert "launch the same contract again" in told
-    assert not (run / "result.json").exists()
-    again = launch(deployment, contract)
-    assert (again["digest"], again["version"]) == (release["digest"], release["version"])
 
 
 def check_site_processes(deployment: Deployment) -> None:

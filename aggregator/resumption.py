@@ -1,0 +1,95 @@
+"""`aggregator up` goes on with runs that lost their ServerApp, or whose sites have come back.
+
+Looked at every few seconds: what is wanted is that a run runs, and nobody works on it. A run that
+somebody paused, that failed, or whose sites refuse is left alone: a person decides.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aggregator.enrolment import EnrolmentError
+from aggregator.home import AggregatorHome
+from aggregator.lifecycle import is_lost, quorum_of, read_state, submit
+from aggregator.runs import RunError, read_plan
+from aggregator.superlink import SuperLink, SuperLinkError, superlink
+
+LOOK_EVERY_S = 2.0
+FIRST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 120.0
+"""Between attempts at a run that ends again without a round more."""
+
+
+@dataclass
+class Attempts:
+    """How often a run was submitted since its last round, and when it may be again."""
+
+    round: int
+    pause_s: float = FIRST_PAUSE_S
+    not_before: float = field(default=float("-inf"))
+
+
+def go_on(home: AggregatorHome, stop: threading.Event, say: Callable[[str], None]) -> None:
+    """Looks and goes on until ``stop`` is set; a SuperLink that is down is waited for."""
+    attempts: dict[str, Attempts] = {}
+    while not stop.wait(LOOK_EVERY_S):
+        if not waiting_runs(home):
+            continue
+        try:
+            with superlink(home) as link:
+                for run in resume_runs(home, link, attempts=attempts):
+                    say(f"run {run} goes on")
+        except (SuperLinkError, EnrolmentError, OSError):
+            continue  # it is being started again
+
+
+def waiting_runs(home: AggregatorHome) -> list[Path]:
+    """Runs that should run, and do not for no reason that a person has to mend."""
+    found = []
+    for run in sorted(home.runs.glob("[0-9a-f]" * 16)):
+        try:
+            state = read_state(run)
+            paused = state.state == "paused" and state.wanted == "run"
+            if paused and (is_lost(run) or state.missing):
+                found.append(run)
+        except RunError:
+            continue  # damaged; `run show` says how
+    return found
+
+
+def resume_runs(
+    home: AggregatorHome,
+    link: SuperLink,
+    *,
+    attempts: dict[str, Attempts],
+    clock: Callable[[], float] = time.monotonic,
+) -> list[str]:
+    """Submits what can go on now; gives the runs' names. Raises ``SuperLinkError``."""
+    resumed = []
+    online = {node.name for node in link.nodes() if node.online}
+    for run in waiting_runs(home):
+        state = read_state(run)
+        tried = attempts.get(run.name)
+        if tried is None or tried.round != state.round:
+            tried = attempts[run.name] = Attempts(state.round)
+        if clock() < tried.not_before or not _enough(run, online):
+            continue
+        tried.not_before = clock() + tried.pause_s
+        tried.pause_s = min(2 * tried.pause_s, LONGEST_PAUSE_S)
+        try:
+            if submit(link, run):
+                resumed.append(run.name)
+        except RunError:
+            continue
+    return resumed
+
+
+def _enough(run: Path, online: Collection[str]) -> bool:
+    """Whether a quorum is online, one of those that were missing among them."""
+    sites, missing = read_plan(run).sites, read_state(run).missing
+    there = [site for site in sites if site in online]
+    if missing and not set(missing) & set(there):
+        return False
+    return len(there) >= quorum_of(sites, read_plan(run).quorum)

@@ -1,0 +1,141 @@
+import itertools
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from aggregator import resumption
+from aggregator.home import AggregatorHome
+from aggregator.lifecycle import RunState, State, Wanted, read_state
+from aggregator.resumption import Attempts, go_on, resume_runs, waiting_runs
+from aggregator.runs import hold_run, prepare_run
+from aggregator.superlink import Node, SuperLinkError
+from shared.contract import RunContract
+
+SITES = ("a", "b", "c")
+
+
+class Link:
+    """A SuperLink with the sites that are online, which starts what it is given."""
+
+    def __init__(self, *online: str) -> None:
+        self.online, self.started = set(online), list[str]()
+
+    def nodes(self) -> list[Node]:
+        return [Node(n, name, b"", online=name in self.online) for n, name in enumerate(SITES)]
+
+    def has_ended(self, run_id: int) -> bool:
+        return True
+
+    def start(self, *, bundle: bytes, digest: str, config: dict[str, str]) -> int:
+        self.started.append(config["run"])
+        return len(self.started)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> AggregatorHome:
+    return AggregatorHome(tmp_path)
+
+
+def run_in(
+    home: AggregatorHome,
+    state: State,
+    *,
+    wanted: Wanted = "run",
+    missing: tuple[str, ...] = (),
+    round: int = 0,
+) -> Path:
+    run = prepare_run(home, RunContract(name="demo"), sites=SITES, public=None)
+    left = RunState(state=state, since=time.time(), wanted=wanted, missing=missing, round=round)
+    (run / "state.json").write_text(left.model_dump_json())
+    return run
+
+
+def resume(home: AggregatorHome, link: Link, attempts: dict[str, Attempts], at: float) -> list[str]:
+    return resume_runs(home, link, attempts=attempts, clock=lambda: at)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", ["running", "stopping"])
+def test_a_run_whose_serverapp_was_killed_goes_on(home: AggregatorHome, state: State) -> None:
+    run, link = run_in(home, state), Link(*SITES)
+    with hold_run(run):
+        assert waiting_runs(home) == []
+    assert resume(home, link, {}, 0) == [run.name] == link.started
+    assert read_state(run).state == "submitted"
+    assert resume(home, link, {}, 0) == [], "it is on its way"
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"),
+    [
+        ("running", "pause"),
+        ("running", "abort"),
+        ("paused", "run"),
+        ("paused", "pause"),
+        ("failed", "run"),
+        ("finished", "run"),
+        ("aborted", "run"),
+        ("prepared", "run"),
+    ],
+)
+def test_what_a_person_has_to_decide_is_left_alone(
+    home: AggregatorHome, state: State, wanted: Wanted
+) -> None:
+    run_in(home, state, wanted=wanted)
+    assert resume(home, Link(*SITES), {}, 0) == []
+
+
+def test_a_run_below_quorum_goes_on_when_enough_are_back_and_one_was_missing(
+    home: AggregatorHome,
+) -> None:
+    run = run_in(home, "paused", missing=("b", "c"))
+    link = Link("a")
+    for online, goes in (({"a"}, False), ({"b"}, False), ({"a", "b"}, True)):
+        link.online = online
+        assert bool(resume(home, link, {}, 0)) is goes
+    run_in(home, "paused", missing=("b",))
+    link.online = {"a", "c"}
+    assert not resume(home, link, {}, 0), "the same would answer again"
+    assert link.started == [run.name]
+
+
+def test_a_run_that_ends_again_and_again_is_tried_ever_later_and_anew_after_a_round(
+    home: AggregatorHome,
+) -> None:
+    link, attempts, at, tried = Link(*SITES), dict[str, Attempts](), 0.0, list[float]()
+    while at < 1000:
+        run_in(home, "running", round=0)
+        if resume(home, link, attempts, at):
+            tried.append(at)
+        at += 1
+    gaps = [after - before for before, after in itertools.pairwise(tried)]
+    assert gaps[0] <= 3 and gaps == sorted(gaps) and gaps[-1] >= 100
+    run_in(home, "running", round=1)
+    assert resume(home, link, attempts, at)
+
+
+def test_going_on_survives_a_superlink_that_is_down(
+    home: AggregatorHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(home, "running")
+    (home.root / "damaged").mkdir()
+    stop, tries, link = threading.Event(), list[int](), Link(*SITES)
+
+    class Connection:
+        def __enter__(self) -> Link:
+            tries.append(1)
+            if len(tries) < 3:
+                raise SuperLinkError("down")
+            return link
+
+        def __exit__(self, *_: object) -> None: ...
+
+    def say(text: str) -> None:
+        assert text == f"run {run.name} goes on"
+        stop.set()
+
+    monkeypatch.setattr(resumption, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(resumption, "superlink", lambda _: Connection())
+    go_on(home, stop, say)
+    assert len(tries) == 3 and link.started == [run.name]
