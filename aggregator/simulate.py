@@ -265,6 +265,7 @@ def _settings(hospital: Hospital, modality: Modality, *, home: Path) -> SiteSett
             max_requests_a_day=1_000_000,
             max_parameters=100_000_000,
             max_evaluated=64,
+            max_judgements_a_day=1_000_000,
             max_honest=1.0,
             tasks=_all_of("tasks"),
             granularities=_all_of("granularities"),

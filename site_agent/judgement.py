@@ -35,7 +35,7 @@ from site_agent.guards import judged_violation
 from site_agent.incidents import RefusedError
 from site_agent.ledger import Ledger, record_judgement
 from site_agent.outbox import Entry, Judgement, Outbox
-from site_agent.quota import refuse_beyond_quota
+from site_agent.quota import refuse_beyond_judgements, refuse_beyond_quota
 from site_agent.settings import SiteSettings
 from site_agent.summaries import device, images_of
 from site_agent.veto import compared
@@ -75,6 +75,7 @@ def judge(
         return stored
     kept, used = kept_back(contract, cohort, settings), fit_cohort(contract, cohort, settings)
     refuse_beyond_quota(policy, outbox, size_bytes=ANSWER_BYTES)
+    refuse_beyond_judgements(policy, outbox)
     if isinstance(header, EvaluateHeader):
         _refuse_bad_networks(header, arrays, settings, outbox)
     else:

@@ -98,6 +98,9 @@ class Policy(Frozen):
     max_evaluated: int = Field(
         16, ge=1, le=64, description="networks whose figures one contract may ask for"
     )
+    max_judgements_a_day: int = Field(
+        10, ge=1, le=1_000_000, description="answers about networks and images in any 24 hours"
+    )
     answers_veto: bool = Field(
         True, description="compare a contract's images with the site's patients where it asks"
     )

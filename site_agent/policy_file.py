@@ -69,9 +69,11 @@ _TEMPLATE = """\
 # The largest delta of a run, and the one at which the budget is counted.
 # delta = {delta}
 # Of contracts that are judged at the sites: the share of the patients who are kept out of every
-# gradient, and whom networks are judged on (0: no such contract), and how many networks of one.
+# gradient, and whom networks are judged on (0: no such contract), and how many networks of one;
+# and answers about networks and images in any 24 hours, over all contracts.
 # held_out_share = {held_out_share}
 # max_evaluated = {max_evaluated}
+# max_judgements_a_day = {max_judgements_a_day}
 # Whether a contract's images are compared with your patients before they are published, and how
 # much more like them than what they were made from they may be.
 # answers_veto = true

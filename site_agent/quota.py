@@ -8,12 +8,13 @@ ledger's to count.
 import math
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 from shared.contract import RunContract
 from shared.messages import ProbeHeader, RefusalCode, values_shape
 from site_agent.cohort import Cohort
 from site_agent.incidents import RefusedError
-from site_agent.outbox import Outbox
+from site_agent.outbox import Judgement, Outbox
 from site_agent.policy import Policy
 
 HOUR_S = 3600.0
@@ -60,6 +61,21 @@ def refuse_beyond_quota(policy: Policy, outbox: Outbox, *, size_bytes: int = 0) 
             )
     if policy.max_compute_hours_a_day is not None or policy.max_bytes_a_day is not None:
         _refuse_beyond_the_days(policy, outbox, since=now - DAY_S, size_bytes=size_bytes)
+
+
+def refuse_beyond_judgements(policy: Policy, outbox: Outbox) -> None:
+    """Refuses one more answer about networks or images than policy allows in a day.
+
+    Raises ``RefusedError``: ``too-often``.
+    """
+    kinds = get_args(Judgement)
+    given = sum(one.kind in kinds for one in outbox.entries(since=time.time() - DAY_S))
+    if given >= policy.max_judgements_a_day:
+        raise RefusedError(
+            RefusalCode.TOO_OFTEN,
+            f"{given} answers about networks and images in a day, "
+            f"policy.max_judgements_a_day is {policy.max_judgements_a_day}",
+        )
 
 
 def size_of(shape: Sequence[int], *, masked: bool) -> int:

@@ -234,6 +234,20 @@ def test_one_question_a_contract_and_the_same_answer_again(site) -> None:
 ONE = {"max_requests_an_hour": 1}
 
 
+def test_a_day_has_so_many_judgements_whatever_the_contracts(site) -> None:
+    others = [CONTRACT.model_copy(update={"seed": seed}) for seed in (1, 2)]
+    allowed = {"max_judgements_a_day": 2}
+    first = evaluate()
+    assert refused(site.ask(first, **allowed)) is None
+    images = phantoms(900)
+    assert refused(site.ask(veto(images, images), **allowed)) is None
+    assert refused(site.ask(evaluate(others[0]), **allowed)) == RefusalCode.TOO_OFTEN
+    assert refused(site.ask(first, **allowed)) is None, "a repetition does not count"
+    assert refused(site.ask(evaluate(others[0]), max_judgements_a_day=3)) is None
+    asked = veto(images, images, others[1])
+    assert refused(site.ask(asked, max_judgements_a_day=3)) == RefusalCode.TOO_OFTEN
+
+
 @pytest.mark.parametrize("fault", ["far", "nan", "faded", "shape", "odd", "anchor", "extra"])
 def test_networks_that_no_training_gives_are_refused(site, fault) -> None:
     arrays = {"weights": networks().copy(), "anchor": anchor().copy()}
