@@ -21,11 +21,11 @@ class Cost(Frozen):
     epsilon: float | None = Field(description="spent for each patient; none: no noise")
     delta: float | None
     bytes_down: int = Field(description="to the site, about")
-    bytes_up: int = Field(description="from it, about; at granularity patient, of min_patients")
+    bytes_up: int = Field(description="from it, about; at granularity patient, of all of them")
 
 
-def cost_of(contract: RunContract) -> Cost:
-    """The cost of ``contract``."""
+def cost_of(contract: RunContract, *, patients: int | None = None) -> Cost:
+    """The cost of ``contract`` to a site of so many ``patients``; without, of the fewest."""
     releases = down = up = 0
     for number in range(1, contract.rounds + 1):
         ask = ask_of_round(contract, number)
@@ -38,7 +38,7 @@ def cost_of(contract: RunContract) -> Cost:
             down += contract.privacy.directions * size * FLOAT_BYTES
         by_patient = not descent and contract.granularity == "patient"
         each = RING_BYTES if contract.granularity == "federation" else FLOAT_BYTES
-        answers = contract.min_patients if by_patient else 1
+        answers = (patients or contract.min_patients) if by_patient else 1
         up += answers * rows * columns * each + HEADER_BYTES
         releases += rows
     private = contract.privacy.epsilon is not None
@@ -59,9 +59,10 @@ def in_words(cost: Cost) -> str:
         spent = f"ε {cost.epsilon:g} at δ {cost.delta:g}"
     return (
         f"{cost.rounds} rounds, {cost.releases} gradient vectors, {spent}, "
-        f"{_size(cost.bytes_down)} down, {_size(cost.bytes_up)} up"
+        f"{size_in_words(cost.bytes_down)} down, {size_in_words(cost.bytes_up)} up"
     )
 
 
-def _size(count: int) -> str:
+def size_in_words(count: int) -> str:
+    """A number of bytes, for people."""
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"

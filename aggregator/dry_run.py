@@ -6,7 +6,7 @@ nothing. Sites answer with a code: the reason itself is in the hospital's log, u
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,17 @@ def dry_run(
     absent = [
         {"site": site, "verdict": "offline", **nothing} for site in named if site not in online
     ]
-    return sorted(verdicts + absent, key=lambda one: str(one["site"]))
+    by_site = sorted(verdicts + absent, key=lambda one: str(one["site"]))
+    return [{**one, "cost": _cost(contract, one)} for one in by_site]
+
+
+def _cost(contract: RunContract, verdict: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the whole run would cost a site that takes part; None of one that would not."""
+    if verdict["verdict"] != "accept":
+        return None
+    from aggregator.costs import cost_of  # torch, which a ServerApp's dry run does without
+
+    return cost_of(contract, patients=verdict["patients_at_least"]).model_dump(mode="json")
 
 
 def _asked(
@@ -125,7 +135,8 @@ def keep_verdicts(folder: Path, verdicts: Sequence[dict[str, Any]]) -> None:
 
 def told(verdicts: Sequence[dict[str, Any]], *, real_pairs: bool = False) -> str:
     """The same as a table; of a contract of real pairs, patients are those who have some."""
-    header = ("site", "verdict", "why", "patients with real pairs" if real_pairs else "patients")
+    patients_of = "patients with real pairs" if real_pairs else "patients"
+    header = ("site", "verdict", "why", patients_of, "would cost it")
     rows = [header]
     for one in verdicts:
         why = str(one["code"] or "")
@@ -133,9 +144,18 @@ def told(verdicts: Sequence[dict[str, Any]], *, real_pairs: bool = False) -> str
             why += f" (incident {one['incident']})"
         patients = one["patients_at_least"]
         told_patients = "" if patients is None else f"at least {patients}"
-        rows.append((one["site"], one["verdict"], why, told_patients))
+        cost = _in_words(one.get("cost"))
+        rows.append((one["site"], one["verdict"], why, told_patients, cost))
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _in_words(cost: Mapping[str, Any] | None) -> str:
+    if cost is None:
+        return ""
+    from aggregator.costs import Cost, in_words
+
+    return in_words(Cost.model_validate(cost))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from aggregator import dry_run
+from aggregator.costs import cost_of
 from aggregator.dry_run import VERDICTS, ask_sites, keep_verdicts, told
 from aggregator.home import create_home
 from aggregator.runs import RunError, read_plan, read_run_contract
@@ -57,7 +58,7 @@ def test_each_site_is_told_apart() -> None:
         None,
     ]
     lines = told(verdicts).splitlines()
-    assert lines[0].split() == ["site", "verdict", "why", "patients"]
+    assert lines[0].split() == ["site", "verdict", "why", "patients", "would", "cost", "it"]
     assert lines[1].split() == ["yes", "accept", "at", "least", "20"]
     assert "policy (incident 0123456789ab)" in lines[2]
     assert "patients with real pairs" in told(verdicts, real_pairs=True).splitlines()[0]
@@ -95,8 +96,13 @@ def test_those_online_are_asked_and_the_others_told(
             ("yes", "accept"),
         ]
     assert asked == [("no", "yes")] * 2
+    assert [one["cost"] for one in verdicts[:2]] == [None, None]
+    assert verdicts[2]["cost"] == cost_of(CONTRACT, patients=20).model_dump()
+    releases = CONTRACT.anchor.rounds + CONTRACT.probes.requests * len(CONTRACT.probes.depths)
+    shown = f"{CONTRACT.rounds} rounds, {releases} gradient vectors, no differential privacy"
+    assert shown in told(verdicts).splitlines()[3]
     assert dry_run.dry_run(home, CONTRACT, sites=["off"]) == [
-        {"site": "off", "verdict": "offline", **NOTHING}
+        {"site": "off", "verdict": "offline", **NOTHING, "cost": None}
     ]
     with pytest.raises(RunError, match="not enrolled: stranger"):
         dry_run.dry_run(home, CONTRACT, sites=["stranger"])
