@@ -36,7 +36,7 @@ class RoundView(Frozen):
     """A round that is done."""
 
     round: int
-    phase: str
+    phase: str = Field(description="what was asked: anchor, probes")
     ended: float = Field(description="seconds since 1970")
     seconds: float | None = None
     bytes_up: int | None = None
@@ -142,7 +142,7 @@ def _rounds(events: Iterable[Mapping[str, Any]]) -> list[RoundView]:
             ended[number] = RoundView.model_validate(
                 {
                     "round": number,
-                    "phase": event.get("phase", ""),
+                    "phase": said.get("asked", event.get("phase", "")),
                     "ended": event.get("time", 0.0),
                     **_known(RoundView, said, but=("round", "phase", "ended")),
                 }

@@ -205,6 +205,7 @@ def _round(
     )
     up, down = (now - then for now, then in zip(_bytes(ledger), before, strict=True))
     journal.end_round(
+        asked=phase,
         sites=heard.sites,
         bytes_up=up,
         bytes_down=down,
