@@ -10,7 +10,8 @@ INSTALLED = .venv/.installed
 
 VARIANT ?= cpu
 ENGINE ?= $(firstword $(foreach one,docker podman,$(if $(shell command -v $(one)),$(one))))
-IMAGE = $(ENGINE) build --build-arg VARIANT=$(VARIANT) \
+# Podman's own form of images has no health checks.
+IMAGE = $(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) --build-arg VARIANT=$(VARIANT) \
   $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(if $(BASE),--build-arg BASE=$(BASE))
 
 .PHONY: demo test lint images

@@ -356,6 +356,7 @@ def test_make_images_says_what_it_lacks_and_builds_each(tmp_path: Path) -> None:
         ["fedstill-site-trial:cuda"],
     ]
     assert all("--build-arg VARIANT=cuda" in line for line in asked)
+    assert all("--format docker" in line for line in asked), "else podman drops the health checks"
     done = subprocess.run(
         [*command, "VARIANT=gpu"], capture_output=True, text=True, env=bare, check=False
     )
