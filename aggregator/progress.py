@@ -107,7 +107,7 @@ class Journal:
         """Seconds to the end of the run, from rounds of the same kind; None while unknown."""
         if phase in ("done", "failed", "aborted"):
             return 0.0
-        if phase == "public":
+        if phase in ("public", "evaluate"):  # before the first round, and after the last
             return None
         everything = [seconds for times in self._took.values() for seconds in times]
         if not everything:
