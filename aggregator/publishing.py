@@ -19,7 +19,7 @@ from aggregator.access.tokens import Tokens, digest, principal_of
 from aggregator.database import Database
 from aggregator.gates import GateReport, evidence_of, measured, read_gates, run_gates
 from aggregator.home import AggregatorHome
-from aggregator.lifecycle import mark_published
+from aggregator.lifecycle import mark_published, read_state
 from aggregator.release import (
     PublishError,
     Release,
@@ -189,6 +189,8 @@ def publish_release(home: AggregatorHome, run: Path, *, by: str) -> Release:
 def _finished(run: Path) -> RunContract:
     if not is_finished(run):
         raise RunError("the run has not ended: launch its contract again to go on with it")
+    if read_state(run).state == "aborted":  # its pairs may be there: it was being judged
+        raise RunError("the run was aborted: nothing of it is published")
     return read_run_contract(run)
 
 

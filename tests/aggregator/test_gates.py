@@ -24,7 +24,9 @@ from aggregator.hospital_table import (
     keep_judgement,
 )
 from aggregator.launch import publish
+from aggregator.lifecycle import STATE, RunState
 from aggregator.release import publish_run
+from aggregator.runs import RunError
 from aggregator.store import BlobStore
 from aggregator.utility import GateError, pairs_digest
 from shared.contract import Evaluation, PriorSource, RunContract
@@ -269,6 +271,15 @@ def test_a_refusing_gate_ends_the_command_with_its_code(home: AggregatorHome) ->
     assert (code, "not published" in said) == (4, True)
     code, said = aggregator(home, "build", "nothing")
     assert (code, "no run is called nothing" in said) == (1, True)
+
+
+def test_a_run_aborted_while_it_was_judged_is_not_published(home: AggregatorHome) -> None:
+    run = run_of(home)
+    measure(run)
+    (run / STATE).write_text(RunState(state="aborted", since=0).model_dump_json())
+    with pytest.raises(RunError, match="aborted"):
+        publish(home, run, CONTRACT)
+    assert version_of(home) == 0
 
 
 def test_where_two_are_wanted_the_builder_cannot_publish(
