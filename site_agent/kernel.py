@@ -2,11 +2,12 @@
 
 Slices are paired by where they lie in the patient, never by a name or a number: the same frame of
 reference and orientation, and the image's corners at the same places (``intake.pairing``).
-What comes out are two curves over spatial frequency and the number of pairs behind them.
+What comes out are two curves over spatial frequency and the number of pairs behind them. Files are
+parsed by readers, processes within limits, as the index has them read.
 """
 
+import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 
 from shared.tasks.ct_kernel import fit_kernel
 from shared.tasks.settings import CtKernel
-from site_agent.intake import dicom
 from site_agent.intake.dicom import DicomSlice
-from site_agent.intake.folder import IntakeError, image_files
+from site_agent.intake.folder import IntakeError, ct_slices
 from site_agent.intake.geometry import evenly_spaced
 from site_agent.intake.pairing import CRITERIA, Pair, agreement, same_places
-from site_agent.intake.reasons import IntakeReport, Skipped
+from site_agent.intake.pool import ReaderError, ReaderPool
+from site_agent.intake.selection import hounsfield_of
 from site_agent.intake.windowing import windowed
 
 MAX_PAIRS = 256
@@ -39,9 +40,15 @@ def kernel_task(*, sharp: Path, soft: Path, steps: int, size_px: int) -> CtKerne
     to whose grid the slices are resampled as those of a cohort are. Raises ``KernelFitError`` or
     ``IntakeError``.
     """
-    pairs = _pairs(_slices(sharp), _slices(soft))
-    pairs = [pairs[n] for n in evenly_spaced(len(pairs), at_most=MAX_PAIRS)]
-    sharp_hu, soft_hu = _hounsfield(pairs, size_px)
+    key = secrets.token_bytes(32)  # one for both folders: what is one place is told by hashes
+    try:
+        with ReaderPool(readers=2) as pool:
+            sides = (ct_slices(folder, key=key, pool=pool) for folder in (sharp, soft))
+            pairs = _pairs(*sides)
+            pairs = [pairs[n] for n in evenly_spaced(len(pairs), at_most=MAX_PAIRS)]
+            sharp_hu, soft_hu = _hounsfield(pairs, size_px, pool)
+    except ReaderError as error:
+        raise IntakeError(str(error)) from None
     try:
         transfer, noise_hu = fit_kernel(sharp_hu, soft_hu, steps)
     except ValueError as error:
@@ -68,23 +75,6 @@ def as_toml(task: CtKernel) -> str:
     )
 
 
-def _slices(folder: Path) -> list[DicomSlice]:
-    """The headers of a folder's CT slices."""
-    report = IntakeReport()
-    found: dict[str, DicomSlice] = {}
-    for file in image_files(folder, report):
-        report.files += 1
-        try:
-            header = dicom.read_header(file)
-        except Skipped as skipped:
-            report.skip(skipped.reason)
-            continue
-        found[header.instance or str(file)] = header
-    if not found:
-        raise IntakeError(f"{folder}: no axial CT image could be used ({report.summary()})")
-    return list(found.values())
-
-
 def _pairs(sharp: Sequence[DicomSlice], soft: Sequence[DicomSlice]) -> list[Pair]:
     """One slice of each where both lie; places with several of a kind are left out."""
     pairs, ambiguous = same_places(sharp, soft)
@@ -102,13 +92,15 @@ def _pairs(sharp: Sequence[DicomSlice], soft: Sequence[DicomSlice]) -> list[Pair
     )
 
 
-def _hounsfield(pairs: Sequence[Pair], size_px: int) -> NDArray[np.float32]:
+def _hounsfield(pairs: Sequence[Pair], size_px: int, pool: ReaderPool) -> NDArray[np.float32]:
     """The sharp and the soft images in HU, (2, n, S, S), of the pairs that can be decoded."""
+    pixels = hounsfield_of([one for pair in pairs for one in pair], pool=pool)
     read = []
     for pair in pairs:
+        sharp, soft = next(pixels), next(pixels)
         # A slice that cannot be decoded takes its partner with it.
-        with suppress(Skipped):
-            read.append([(dicom.read_pixels(one), one.spacing_mm) for one in pair])
+        if sharp is not None and soft is not None:
+            read.append([(sharp, pair[0].spacing_mm), (soft, pair[1].spacing_mm)])
     if not read:
         raise KernelFitError("the pixels of no pair can be decoded: export them uncompressed")
     sides = [

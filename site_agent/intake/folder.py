@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.tasks.settings import Modality
+from site_agent.intake.dicom import DicomSlice
 from site_agent.intake.geometry import evenly_spaced
 from site_agent.intake.headers import FileHeader, HeaderMemory, ImageFile, file_header
 from site_agent.intake.inventory import inventory_of
@@ -148,6 +149,30 @@ def image_files(path: Path, report: IntakeReport) -> Iterator[Path]:
                 listed += 1
                 report.progress("list", listed, 0)
                 yield Path(folder, name)
+
+
+def ct_slices(path: Path, *, key: bytes, pool: ReaderPool) -> list[DicomSlice]:
+    """The headers of a folder's axial CT slices, each once, identifiers hashed under ``key``.
+
+    Raises ``IntakeError`` where there are none.
+    """
+    report = IntakeReport()
+    files = list(_listed(path, report))
+    report.files = len(files)
+    images = [file for file in files if isinstance(file, ImageFile)]
+    jobs = (_header_job(file, "CT", None) for file in images)
+    answers = pool.answers(jobs, batch=_HEADER_BATCH)
+    headers = [file_header(next(answers), file, key=key) for file in images]
+    headers += [FileHeader(code=file) for file in files if isinstance(file, SkipReason)]
+    candidates: dict[str, list[Candidate]] = defaultdict(list)
+    seen: set[str] = set()
+    for header in headers:
+        _take(header, candidates, seen, report)
+    found = [one.source for some in candidates.values() for one in some]
+    slices = [one for one in found if isinstance(one, DicomSlice)]
+    if not slices:
+        raise IntakeError(f"{path}: no axial CT image could be used ({report.summary()})")
+    return slices
 
 
 def _listed(path: Path, report: IntakeReport) -> Iterator[ImageFile | SkipReason]:

@@ -5,7 +5,7 @@ for its scale and for the slices that show anatomy; then as for CT.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -59,6 +59,21 @@ class _Request:
         if answer.array is None or list(answer.array.shape) != [len(self.members), *edges]:
             raise Skipped(SkipReason.CRASHED)
         return answer.array
+
+
+def hounsfield_of(
+    slices: Sequence[DicomSlice], *, pool: ReaderPool
+) -> Iterator[NDArray[np.int16] | None]:
+    """The pixels (rows, columns) of CT slices in Hounsfield units; None of what cannot be read."""
+    requests = [
+        _Request(one, (Candidate(one, 0, one.thickness_mm, ("", 0.0, "")),), "CT") for one in slices
+    ]
+    answers = pool.answers((one.job() for one in requests), batch=_BATCH)
+    for request, answer in zip(requests, answers, strict=True):
+        try:
+            yield request.planes(answer)[0]
+        except Skipped:
+            yield None
 
 
 def patients_slices(

@@ -1,8 +1,12 @@
+import os
 import tomllib
+import zlib
 
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 from scipy import ndimage
 
 from shared.contract import RunContract
@@ -78,20 +82,26 @@ def test_only_shared_positions_count(tmp_path, write_slice):
     assert kernel_task(**folders).fitted_pairs == 3
 
 
-def test_a_slice_that_cannot_be_decoded_leaves_with_its_partner(tmp_path, write_slice, monkeypatch):
+def test_a_slice_that_cannot_be_decoded_leaves_with_its_partner(tmp_path, write_slice):
     folders = write_pairs(tmp_path, write_slice)
-    from site_agent import kernel
-    from site_agent.intake.reasons import Skipped, SkipReason
-
-    read = kernel.dicom.read_pixels
-
-    def fail(header):
-        if header.position_mm == 1:
-            raise Skipped(SkipReason.UNDECODABLE)
-        return read(header)
-
-    monkeypatch.setattr(kernel.dicom, "read_pixels", fail)
+    broken = tmp_path / "soft" / "1.dcm"
+    dataset = dcmread(broken)
+    dataset.compress(RLELossless, encoding_plugin="pydicom")
+    dataset.PixelData = encapsulate([b"none of a decoder's"])
+    dataset.save_as(broken)
     assert kernel_task(**folders).fitted_pairs == 3
+
+
+def test_a_hostile_file_among_the_slices_costs_itself_alone(tmp_path, write_slice):
+    folders = write_pairs(tmp_path, write_slice)
+    expected = kernel_task(**folders)
+    os.mkfifo(tmp_path / "sharp" / "pipe.dcm")  # opening it would wait for ever
+    bomb = write_slice(tmp_path / "soft" / "bomb.dcm", syntax=DeflatedExplicitVRLittleEndian)
+    head = bomb.read_bytes()[: 132 + 12 + dcmread(bomb).file_meta.FileMetaInformationGroupLength]
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = deflate.compress(bytes(300 * 2**20)) + deflate.flush()  # 300 MiB in 300 kB
+    bomb.write_bytes(head + packed)
+    assert kernel_task(**folders) == expected
 
 
 @pytest.mark.parametrize(
