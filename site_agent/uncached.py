@@ -6,6 +6,7 @@ more processor time than reading the images does, and push out of memory what ot
 
 import mmap
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,10 +32,13 @@ class UncachedFile:
         else:
             os.close(self._descriptor)
             self._descriptor = direct
-        self._room = mmap.mmap(-1, _ROOM_BYTES)  # begins on a page, as O_DIRECT asks
-        self._view = memoryview(self._room)
+        # Each begins on a page, as O_DIRECT asks; one is filled while the other is written.
+        self._rooms = [mmap.mmap(-1, _ROOM_BYTES) for _ in range(2)]
+        self._views = [memoryview(room) for room in self._rooms]
         self._filled = 0
         self._bytes = 0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="uncached")
+        self._written: Future[None] | None = None
 
     def write(self, content: bytes | memoryview) -> int:
         """Appends bytes, and says how many."""
@@ -43,7 +47,7 @@ class UncachedFile:
         self._bytes += taken
         while len(content):
             some = min(len(content), _ROOM_BYTES - self._filled)
-            self._view[self._filled : self._filled + some] = content[:some]
+            self._views[0][self._filled : self._filled + some] = content[:some]
             self._filled += some
             content = content[some:]
             if self._filled == _ROOM_BYTES:
@@ -62,18 +66,36 @@ class UncachedFile:
         try:
             if kind is None:
                 self._flush()
+                self._await()
                 os.ftruncate(self._descriptor, self._bytes)
                 os.fsync(self._descriptor)
         finally:
+            self._writer.shutdown(wait=True)
             os.close(self._descriptor)
-            self._view.release()
-            self._room.close()
+            for view in self._views:
+                view.release()
+            for room in self._rooms:
+                room.close()
 
     def _flush(self) -> None:
-        """Writes what is there, with zeros up to a whole block: they are cut off at the end."""
+        """Has written what is there, with zeros up to a whole block: they are cut off at the end.
+
+        Raises what went wrong with what was written before.
+        """
         whole = -(-self._filled // _BLOCK_BYTES) * _BLOCK_BYTES
-        self._view[self._filled : whole] = bytes(whole - self._filled)
-        left = self._view[:whole]
-        while len(left):
-            left = left[os.write(self._descriptor, left) :]
+        self._views[0][self._filled : whole] = bytes(whole - self._filled)
+        self._await()
+        self._written = self._writer.submit(self._write_all, self._views[0][:whole])
+        self._views.reverse()
         self._filled = 0
+
+    def _await(self) -> None:
+        if self._written is not None:
+            self._written.result()
+
+    def _write_all(self, content: memoryview) -> None:
+        with content:
+            done = 0
+            while done < len(content):
+                with content[done:] as left:
+                    done += os.write(self._descriptor, left)

@@ -35,3 +35,17 @@ def test_a_file_system_that_cannot_write_past_the_cache_is_written_through_it(
     with UncachedFile(tmp_path / "file") as file:
         file.write(memoryview(b"content"))
     assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_a_disk_that_fails_is_told_and_nothing_is_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int, _content: memoryview) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("site_agent.uncached.os.write", full)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        UncachedFile(tmp_path / "file") as file,
+    ):
+        file.write(memoryview(bytes(9 * 2**20)))
