@@ -40,6 +40,7 @@ from aggregator.api import create_app
 from aggregator.federation import federate
 from aggregator.home import create_home
 from aggregator.launch import publish
+from aggregator.runs import prepare_run
 from shared.architectures import Residual
 from shared.contract import Anchor, Probes, RunContract
 from shared.mandate import sign_contract
@@ -365,7 +366,7 @@ def federation(home: Path, root: Path) -> dict[str, bytes]:
         said[f"federation: summary {round}"] = answer
         return dict.fromkeys(sites, answer)
 
-    run = made.run_folder(contract.digest())
+    run = prepare_run(made, contract, sites=["site-a"], public=None)
     mandate = sign_contract(contract.digest(), COORDINATOR)
     federate(contract=contract, sites=["site-a"], exchange=exchange, run=run, mandate=mandate)
     assert publish(made, run, contract)["version"] == 1
