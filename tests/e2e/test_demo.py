@@ -105,7 +105,7 @@ def test_the_demo_can_be_stopped_killed_and_run_again(tmp_path: Path) -> None:
 
         data = ("--data", str(tmp_path / "stopped" / "simulated"))
         killed = Demo(tmp_path / "demo", contract, *data, log="2.log")
-        killed.wait_for("public round")
+        killed.wait_for("signed with")  # launched: submitting follows
         second = Demo(tmp_path / "demo", contract, *data, log="3.log")
         assert second.process.wait(20) == 1
         assert "a demo is running in" in second.log.read_text()
