@@ -65,18 +65,19 @@ def judge_run(
     public: Path | None = None,
     mandate: Mandate | None = None,
     journal: Journal | None = None,
+    on_look: Callable[[], None] = lambda: None,
 ) -> None:
     """Asks ``sites`` what they have not said yet of a finished run, where its contract wants it.
 
     Leaves ``evaluation.json`` and, unless somebody has put another one there, ``utility.json``.
     Raises ``FoundationError`` where the prior is missing, ``JudgementError`` where what was kept is
-    damaged.
+    damaged, and what ``on_look`` raises, which is called while networks are trained.
     """
     plan = contract.evaluation
     if not plan.sites:
         return
     journal = journal or Journal(run / EVENTS, rounds=contract.rounds)
-    judgement, arrays = _prepared(contract, run, public, journal)
+    judgement, arrays = _prepared(contract, run, public, journal, on_look)
     judgement = judgement.model_copy(update={"asked": tuple(sorted(sites)), "problems": {}})
     keep_judgement(run, judgement)
     about: dict[str, Any] = {
@@ -145,7 +146,11 @@ def _admit_verdict(images: int) -> Callable[..., SiteVerdict]:
 
 
 def _prepared(
-    contract: RunContract, run: Path, public: Path | None, journal: Journal
+    contract: RunContract,
+    run: Path,
+    public: Path | None,
+    journal: Journal,
+    on_look: Callable[[], None],
 ) -> tuple[Judgement, dict[str, FloatArray]]:
     """What was kept of the run's judgement, or a fresh one; and the networks to be judged."""
     file, kept = run / NETWORKS, read_judgement(run)
@@ -180,6 +185,11 @@ def _prepared(
         lq, hq = arm.pairs(contract.task)
         for number in range(plan.seeds):
             before = len(rows) * plan.steps
+
+            def on_step(done: int, _: int, before: int = before) -> None:
+                on_look()
+                journal.step("evaluate", before + done, total)
+
             row = fit_pairs(
                 lq=lq,
                 hq=hq,
@@ -187,9 +197,7 @@ def _prepared(
                 steps=plan.steps,
                 seed=judge_seed(contract, number),
                 device=device,
-                on_step=lambda done, _, before=before: journal.step(  # type: ignore[misc]
-                    "evaluate", before + done, total, ""
-                ),
+                on_step=on_step,
             )
             rows.append(row.cpu())
     networks = {"weights": torch.stack(rows)}

@@ -142,26 +142,29 @@ def _distil(home: AggregatorHome, run: Path, *, wait_s: float, display: "Display
 def _watch(link: SuperLink, run: Path, *, from_byte: int, display: "Display") -> None:
     """Follows the run to its end, through deaths of its ServerApp where `up` goes on with it."""
     while True:
+        interrupted = RunError("the run was interrupted while it was being judged: launch it again")
         try:
             for event in watch_run(run, link, from_byte=from_byte):
                 display.show(event)
-            return
         except RunError as error:
-            state = read_state(run)
-            if state.state in ("paused", "aborted") and not is_lost(run):
-                raise RunError(
-                    f"the run is {state.state}: {state.reason}"
-                    + (f"; `aggregator run resume {run.name}`" if state.state == "paused" else "")
-                ) from None
-            if state.state == "failed":
-                raise
-            display.say("the run was interrupted: `aggregator up` is about to go on with it")
-            from_byte = (run / "events.jsonl").stat().st_size
-            deadline = time.monotonic() + RESUMED_WITHIN_S
-            while is_lost(run):
-                if time.monotonic() >= deadline:
-                    raise error from None
-                time.sleep(0.5)
+            interrupted = error
+        state = read_state(run)
+        if state.state in ("finished", "published"):
+            return
+        if state.state in ("paused", "aborted") and not is_lost(run):
+            raise RunError(
+                f"the run is {state.state}: {state.reason}"
+                + (f"; `aggregator run resume {run.name}`" if state.state == "paused" else "")
+            )
+        if state.state == "failed":
+            raise RunError(f"the run failed: {state.reason}")
+        display.say("the run was interrupted: `aggregator up` is about to go on with it")
+        from_byte = (run / "events.jsonl").stat().st_size
+        deadline = time.monotonic() + RESUMED_WITHIN_S
+        while is_lost(run):
+            if time.monotonic() >= deadline:
+                raise interrupted
+            time.sleep(0.5)
 
 
 def publish(home: AggregatorHome, run: Path, contract: RunContract) -> dict[str, Any]:

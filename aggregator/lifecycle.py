@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from aggregator.hospital_table import JudgementError, is_judged
 from aggregator.runs import (
     START_WITHIN_S,
     RunError,
@@ -93,7 +94,7 @@ def read_state(run: Path) -> RunState:
         return found
     if found.state == "submitted" and time.time() - found.since < START_WITHIN_S:
         return found
-    if is_finished(run):
+    if _has_ended(run):
         return found.model_copy(update={"state": "finished", "round": found.rounds})
     if found.wanted == "abort":
         return found.model_copy(update={"state": "aborted"})
@@ -220,6 +221,14 @@ def quorum_of(sites: Sequence[str], share: float) -> int:
     """How many of the sites must answer."""
     exact = share * len(sites)
     return max(1, int(exact) + (exact - int(exact) > 1e-9))
+
+
+def _has_ended(run: Path) -> bool:
+    """Whether the pairs are there, and all that hospitals were to say of them."""
+    try:
+        return is_finished(run) and is_judged(run, read_run_contract(run))
+    except JudgementError:
+        return False  # who goes on with the run says what is damaged
 
 
 def _stored(run: Path) -> RunState:

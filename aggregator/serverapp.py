@@ -115,6 +115,7 @@ def work(run: Path, grid: Grid, *, absent: Callable[[], Collection[str]] = froze
             public=plan.public,
             mandate=read_mandate(run),
             journal=journal,
+            on_look=steering.check,
         )
     except Interrupted:
         steering.end()

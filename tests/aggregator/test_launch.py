@@ -146,6 +146,18 @@ def test_watching_outlives_a_serverapp_that_is_killed_and_begun_again(run: Path)
     supervisor.join()
 
 
+@pytest.mark.parametrize("state", ["paused", "failed"])
+def test_a_run_that_stands_while_hospitals_judge_is_not_taken_for_finished(
+    run: Path, state: str
+) -> None:
+    for name in ("result.json", "pairs.safetensors"):
+        (run / name).touch()
+    at_work = serverapp(run, lambda: transition(run, state, reason="why") and None)  # type: ignore[arg-type, func-returns-value]
+    with pytest.raises(RunError, match=f"the run (is )?{state}: why"):
+        watch(run)
+    at_work.join()
+
+
 def test_an_interrupted_run_that_nobody_goes_on_with_is_told(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,12 @@ import pytest
 
 from aggregator import resumption
 from aggregator.home import AggregatorHome
+from aggregator.hospital_table import EVALUATION, Judgement, SiteFigures
 from aggregator.lifecycle import RunState, State, Wanted, read_state
 from aggregator.resumption import Attempts, go_on, resume_runs, waiting_runs
 from aggregator.runs import hold_run, prepare_run
 from aggregator.superlink import Node, SuperLinkError
-from shared.contract import RunContract
+from shared.contract import Evaluation, RunContract
 
 SITES = ("a", "b", "c")
 
@@ -84,6 +85,39 @@ def test_what_a_person_has_to_decide_is_left_alone(
 ) -> None:
     run_in(home, state, wanted=wanted)
     assert resume(home, Link(*SITES), {}, 0) == []
+
+
+def test_a_run_killed_while_hospitals_judge_goes_on_and_not_once_they_have(
+    home: AggregatorHome,
+) -> None:
+    judged = RunContract(name="judged", evaluation=Evaluation(sites=True))
+    run = prepare_run(home, judged, sites=SITES, public=None)
+    left = RunState(state="running", since=time.time(), round=9, rounds=9)
+    for name in ("result.json", "pairs.safetensors"):
+        (run / name).touch()
+    figures = SiteFigures(psnr_db=(30.0,), ssim=(0.9,), patients_at_least=5)
+    heard = Judgement(
+        contract_digest=judged.digest(),
+        pairs_sha256="0" * 64,
+        sets=("distilled",),
+        seeds=1,
+        anchor=False,
+        source_ssim=(),
+        source_ncc=(),
+        asked=SITES,
+        figures=dict.fromkeys(SITES, figures),
+    )
+    silent = heard.model_copy(update={"figures": {"a": figures}})
+    for told, goes in ((None, True), (silent, True), (heard, False)):
+        (run / "state.json").write_text(left.model_dump_json())
+        if told is not None:
+            (run / EVALUATION).write_text(told.model_dump_json())
+        link = Link(*SITES)
+        assert bool(resume(home, link, {}, 0)) is goes
+        assert read_state(run).state == ("submitted" if goes else "finished")
+    (run / "state.json").write_text(left.model_dump_json())
+    (run / EVALUATION).write_text("damaged")
+    assert resume(home, Link(*SITES), {}, 0), "who goes on says what is damaged"
 
 
 def test_a_run_below_quorum_goes_on_when_enough_are_back_and_one_was_missing(
