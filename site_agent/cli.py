@@ -183,9 +183,8 @@ def preflight(
     Exit codes: 0 all is well, 1 a check failed, 4 one cannot be judged yet.
     """
     yield_cores()
+    from shared.findings import as_table, exit_code
     from site_agent.preflight import Part, checks
-    from site_agent.preflight.findings import exit_code
-    from site_agent.preflight.table import as_table
 
     if part not in get_args(Part):
         raise typer.BadParameter(f"is none of {', '.join(get_args(Part))}", param_hint="--part")

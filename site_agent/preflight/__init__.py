@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from shared.findings import Finding, failed, good
 from site_agent.policy_file import POLICY_FILE
 from site_agent.preflight import enrolment, images, machine, network
-from site_agent.preflight.findings import Finding, failed, good
 from site_agent.settings import SettingsError, SiteSettings, read_settings
 
 Part = Literal["all", "worker", "connector"]

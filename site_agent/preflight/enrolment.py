@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from shared.findings import Finding, failed, good, unjudged, warning
 from shared.release.errors import LocalError
 from shared.release.keys import read_private_key
 from site_agent.kit import KIT_FILE, KitError, check_kit, own_enrolment, read_kit
-from site_agent.preflight.findings import Finding, failed, good, unjudged, warning
 from site_agent.settings import SettingsError, SiteSettings
 
 CA_DAYS = 30

@@ -4,8 +4,8 @@ import os
 from itertools import islice
 from pathlib import Path
 
+from shared.findings import Finding, failed, good, unjudged, warning
 from site_agent.cohort import INDEX_FILE, CohortError, open_cohort
-from site_agent.preflight.findings import Finding, failed, good, unjudged, warning
 from site_agent.settings import SiteSettings
 
 FOLDERS = 1000

@@ -6,8 +6,8 @@ import time
 import warnings
 from pathlib import Path
 
+from shared.findings import Finding, failed, good, unjudged, warning
 from site_agent.cohort import CohortError, open_cohort
-from site_agent.preflight.findings import Finding, failed, good, unjudged, warning
 from site_agent.settings import SiteSettings
 
 GIB = 1 << 30

@@ -16,7 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from site_agent.preflight.findings import Finding, failed, good, unjudged, warning
+from shared.findings import Finding, failed, good, unjudged, warning
 from site_agent.settings import SiteSettings
 
 FLEET_ROUTE = "/v1/fleet/pull-messages"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from shared.findings import exit_code, failed, good, unjudged, warning
 from site_agent.cli import app
 from site_agent.preflight import checks
-from site_agent.preflight.findings import exit_code, failed, good, unjudged, warning
 from site_agent.settings import SiteSettings
 
 NewSite = Callable[..., SiteSettings]

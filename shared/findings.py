@@ -1,10 +1,20 @@
-"""What a check of the preflight found."""
+"""What a check found, of a site or of the aggregator: Check | Problem | How to fix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
 Verdict = Literal["good", "warning", "failed", "unjudged"]
+STYLES: dict[Verdict, str] = {
+    "good": "green",
+    "warning": "yellow",
+    "failed": "red",
+    "unjudged": "magenta",
+}
 
 
 @dataclass(frozen=True)
@@ -42,3 +52,16 @@ def exit_code(findings: Sequence[Finding]) -> int:
     """1 where a check failed, else 4 where one cannot be judged, else 0."""
     verdicts = {finding.verdict for finding in findings}
     return 1 if "failed" in verdicts else 4 if "unjudged" in verdicts else 0
+
+
+def as_table(findings: Sequence[Finding]) -> Table:
+    """A row a check; what is good has nothing to fix."""
+    table = Table("Check", "Problem", "How to fix", box=box.SIMPLE_HEAD, show_lines=False)
+    for finding in findings:
+        word = "" if finding.verdict == "failed" else f"{finding.verdict}: "
+        table.add_row(
+            Text(finding.check, style=STYLES[finding.verdict]),
+            Text(f"{word}{finding.problem}"),
+            Text(finding.fix),
+        )
+    return table
