@@ -27,6 +27,7 @@ from aggregator.progress import Journal, Phase, SiteNews, SiteState
 from aggregator.runs import FOUNDATION
 from aggregator.secure_sum import FILE as SUM
 from aggregator.secure_sum import SecureSum, SecureSumError, SitesMissing, Tell
+from aggregator.snapshots import keep_snapshot
 from shared import accounting
 from shared.contract import RunContract
 from shared.durable import write_durably
@@ -62,7 +63,8 @@ class _Heard:
 
     values: list[FloatArray]
     patients: list[int]
-    sites: int
+    names: tuple[str, ...]
+    """Of the sites; of a sum, all that are in it."""
     seconds: float
     """Time the slowest site says its worker spent."""
 
@@ -119,6 +121,7 @@ def federate(
     distiller = Distiller(contract, prior, device=device, on_step=on_step, foundation=foundation)
     ledger = _resume(run / CHECKPOINT, contract, distiller, sites)
     _timed(ledger, "public", distiller.prepare)
+    keep_snapshot(run, distiller)
     _checkpoint(run / CHECKPOINT, contract, distiller, ledger)
     while not distiller.finished:
         _round(contract, sites, exchange, run, distiller, journal, ledger, mandate, quorum)
@@ -200,18 +203,35 @@ def _round(
         lambda: distiller.absorb(
             [torch.from_numpy(values) for values in heard.values],
             patients=heard.patients,
-            sites=heard.sites,
+            sites=len(heard.names),
         ),
     )
+    _timed(ledger, "snapshot", lambda: keep_snapshot(run, distiller))
     up, down = (now - then for now, then in zip(_bytes(ledger), before, strict=True))
     journal.end_round(
         asked=phase,
-        sites=heard.sites,
+        sites=len(heard.names),
         bytes_up=up,
         bytes_down=down,
         loss=distiller.loss if phase == "probes" else None,
+        cosine=distiller.cosines if phase == "probes" else None,
+        personas=_personas(contract, heard, distiller.cosines) if phase == "probes" else None,
         epsilon=_epsilon(contract, number),
     )
+
+
+def _personas(
+    contract: RunContract, heard: _Heard, cosines: Sequence[float] | None
+) -> list[str] | None:
+    """Whom each cosine is about: as ``dealt`` deals sites, or patients, to images."""
+    if cosines is None:
+        return None
+    if contract.spg.persona == "federation":
+        return ["all sites"]
+    groups = len(cosines)
+    if contract.spg.persona == "cohort":
+        return [", ".join(heard.names[group::groups]) for group in range(groups)]
+    return [f"patient {group}" for group in range(groups)]
 
 
 def _bytes(ledger: dict[str, Any]) -> tuple[int, int]:
@@ -283,7 +303,7 @@ def _each(
     return _Heard(
         values=[one.values for one in admitted.values()],
         patients=[one.patients_at_least for one in admitted.values()],
-        sites=len(admitted),
+        names=tuple(admitted),
         seconds=max(one.seconds for one in admitted.values()),
     )
 
@@ -314,7 +334,7 @@ def _sum(
         ledger["sites"][site]["audit_head"] = head
     # One answer alone is its own mean, whatever its weight.
     return _Heard(
-        values=[summed.mean], patients=[1], sites=len(summed.sites), seconds=summed.seconds
+        values=[summed.mean], patients=[1], names=tuple(summed.sites), seconds=summed.seconds
     )
 
 

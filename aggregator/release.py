@@ -36,7 +36,7 @@ from shared.contract import RunContract
 from shared.frozen import canonical_json, explain
 from shared.release.client import NAMESPACE
 from shared.release.errors import LocalError
-from shared.release.facts import task_labels, window_unit
+from shared.release.facts import pairs_facts, task_labels, window_unit
 from shared.release.manifest import (
     MANIFEST,
     MANIFEST_MINISIGN,
@@ -316,16 +316,7 @@ def _task_of_pairs(contract: RunContract, pairs: int) -> NDArray[np.int32]:
 
 def _safetensors(contract: RunContract, lq: FloatArray, hq: FloatArray) -> bytes:
     # One metadata key alone: the library writes several in no fixed order.
-    about = canonical_json(
-        {
-            "contract_digest": contract.digest(),
-            "task": contract.task.name,
-            "tasks": list(task_labels(contract.task)),
-            "window_high": contract.task.window[1],
-            "window_low": contract.task.window[0],
-            "window_unit": window_unit(contract.task),
-        }
-    )
+    about = canonical_json({"contract_digest": contract.digest(), **pairs_facts(contract.task)})
     tensors = {
         "lq": np.ascontiguousarray(lq),
         "hq": np.ascontiguousarray(hq),

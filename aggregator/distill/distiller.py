@@ -28,6 +28,7 @@ from aggregator.distill.matching import (
     distance_to,
     robust_mean,
     variance_of_mean,
+    watched,
 )
 from aggregator.distill.observation import Observer
 from aggregator.distill.personas import persona_distances
@@ -87,6 +88,8 @@ class Distiller:
         self.bank = Bank()
         self.loss: float | None = None
         """Matching distance () over the last steps of the last match."""
+        self.cosines: tuple[float, ...] | None = None
+        """Of each persona's gradient with its target of the last round, over the same steps."""
         self._asked: Tensor | None = None
         self._basis: Tensor | None = None
         self._spread: Tensor | None = None
@@ -173,10 +176,15 @@ class Distiller:
             self._match(ask.round)
         self.round, self._asked = ask.round, None
 
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """The pairs to release, LQ and HQ, both (T * N, 1, S, S) on the CPU, task by task."""
+    def pairs(self, of: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """The pairs to release, LQ and HQ, both (T * N, 1, S, S) on the CPU, task by task.
+
+        ``of`` numbers some of the N images; their noise is drawn as if there were no others.
+        """
         start = self.contract.anchor.rounds and self.contract.anchor.inputs == "start"
         hq = self.start if start else self.images
+        if of is not None:
+            hq = hq[list(of)]
         if self.contract.anchor.rounds and self.anchor_weights is not None:
             return self.anchored(hq, self.anchor_weights)
         lq = self._degraded(hq)
@@ -273,7 +281,7 @@ class Distiller:
         entries = [(entry, self._sketch(entry)) for entry in self.bank.recent(requests)]
         observer = Observer(self.contract.task, self.images, generator=generator)
         kept, sweep = self.images.clone(), list[Tiles]()
-        distances: list[Tensor] = []
+        distances, cosines = list[Tensor](), list[tuple[int, Tensor]]()
         for step in range(1, steps + 1):
             if not sweep:
                 sweep = tiling(kept.shape[-1]).sweep(len(kept), generator=generator)
@@ -282,8 +290,9 @@ class Distiller:
             turn = int(torch.randint(8, (1,), generator=generator))
             images, roughness = personalise_at_price(self.start, leaves, spg)
             observed = observer.observe(images)
-            distance = self._distance(images, observed, entry, sketch, sweep.pop(), turn)
+            distance, agreeing = self._distance(images, observed, entry, sketch, sweep.pop(), turn)
             distances = [*distances[1 - LOSS_STEPS :], distance.detach()]
+            cosines = [*cosines[1 - LOSS_STEPS :], (entry.round, agreeing)]
             optimiser.zero_grad(set_to_none=True)
             total = distance + ROUGHNESS_WEIGHT * roughness
             total.backward(inputs=moved)  # type: ignore[no-untyped-call]
@@ -292,6 +301,9 @@ class Distiller:
             kept.lerp_(images.detach(), 1 - EMA)
             self._on_step("distil", step, steps)
         self.loss = float(torch.stack(distances).mean())
+        # An earlier round may have had other personas.
+        newest = [agreeing for asked, agreeing in cosines if asked == round]
+        self.cosines = tuple(torch.stack(newest).mean(dim=0).tolist()) if newest else None
         self.images = kept
         self.parameters = {name: value.detach() for name, value in leaves.items()}
 
@@ -309,26 +321,30 @@ class Distiller:
         sketch: Sketch | None,
         tiles: Tiles,
         turn: int,
-    ) -> Tensor:
-        """Matching distance () of the set at one probe, over its personas."""
+    ) -> tuple[Tensor, Tensor]:
+        """Matching distance () of the set at one probe, over its personas; their cosines (G,)."""
         probes, network = self.contract.probes, self.contract.network(entry.network)
         division = tiling(images.shape[-1])
         windows = division.cut(torch.cat([observed, images], dim=1), tiles)
         inside = division.inside(tiles, device=images.device)
+        cosines: list[Tensor] = []
         distances = [
-            distance_to(target, name=probes.distance, network=network, variance=entry.variance)
+            watched(
+                distance_to(target, name=probes.distance, network=network, variance=entry.variance),
+                target=target,
+                cosines=cosines,
+            )
             for target in entry.targets
         ]
         if sketch is not None:
             distances = [after(sketch, distance) for distance in distances]
-        return robust_mean(
-            persona_distances(
-                network,
-                weights=entry.weights,
-                windows=dihedral(windows, turn),
-                counted=dihedral(inside, turn) * division.weight,
-                distances=distances,
-                form=probes.form,
-                together=images.is_cuda,
-            )
+        found = persona_distances(
+            network,
+            weights=entry.weights,
+            windows=dihedral(windows, turn),
+            counted=dihedral(inside, turn) * division.weight,
+            distances=distances,
+            form=probes.form,
+            together=images.is_cuda,
         )
+        return robust_mean(found), torch.stack(cosines)

@@ -128,6 +128,16 @@ def after(reduce: Callable[[Tensor], Tensor], distance: Distance) -> Distance:
     return lambda distilled: distance(reduce(distilled))
 
 
+def watched(distance: Distance, *, target: Tensor, cosines: list[Tensor]) -> Distance:
+    """``distance``, which notes the cosine () of each gradient it is given with ``target``."""
+
+    def measured(distilled: Tensor) -> Tensor:
+        cosines.append(torch.cosine_similarity(distilled.detach(), target, dim=0))
+        return distance(distilled)
+
+    return measured
+
+
 def robust_mean(distances: Tensor) -> Tensor:
     """Mean of personas' distances (G,), of those that stand out no more than in proportion: ().
 

@@ -40,6 +40,17 @@ def window_unit(task: Task) -> str:
     return "HU" if task.modality == "CT" else MR_UNIT
 
 
+def pairs_facts(task: Task) -> dict[str, str | float | list[str]]:
+    """What a file of pairs says of itself, for who looks at them: its tasks and their window."""
+    return {
+        "task": task.name,
+        "tasks": list(task_labels(task)),
+        "window_high": task.window[1],
+        "window_low": task.window[0],
+        "window_unit": window_unit(task),
+    }
+
+
 def window_in_words(task: Task) -> str:
     """What 0 and 1 of an image are."""
     low, high = task.window

@@ -102,6 +102,22 @@ def test_a_run_ends_with_pairs_a_result_and_a_journal(tmp_path: Path) -> None:
     assert {event["phase"] for event in events} == {"public", "anchor", "probes", "distil", "done"}
 
 
+@pytest.mark.parametrize(
+    ("persona", "personas"), [("federation", ["all sites"]), ("cohort", ["a, c", "b"])]
+)
+def test_the_journal_says_how_far_each_persona_is_met(
+    tmp_path: Path, persona: str, personas: list[str]
+) -> None:
+    contract = RunContract.model_validate(CONTRACT.model_dump() | {"spg": {"persona": persona}})
+    federate(contract=contract, sites=SITES, exchange=Hospitals(), run=tmp_path)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    anchor, _, probes = [event["ended"] for event in events if "ended" in event]
+    assert (anchor["cosine"], anchor["personas"]) == (None, None)
+    assert probes["personas"] == personas
+    assert len(probes["cosine"]) == len(personas)
+    assert all(-1 <= cosine <= 1 for cosine in probes["cosine"])
+
+
 @pytest.mark.parametrize("persona", ["federation", "cohort", "patient"])
 def test_answers_by_patient_serve_every_persona_and_each_vector_counts(
     tmp_path: Path, persona: str

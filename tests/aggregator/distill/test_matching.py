@@ -17,6 +17,7 @@ from aggregator.distill.matching import (
     robust_mean,
     snr_weighted,
     variance_of_mean,
+    watched,
 )
 from shared.architectures import Network, RedCnn, Residual, UNet
 from shared.networks import apply_network, initial_weights, parameter_count, restoration_loss
@@ -233,3 +234,14 @@ def test_a_persona_that_stands_out_pulls_no_harder_the_farther_it_is() -> None:
 def test_personas_that_are_alike_have_their_plain_mean(distances: list[float]) -> None:
     tensor = torch.tensor(distances)
     torch.testing.assert_close(robust_mean(tensor), tensor.mean())
+
+
+def test_a_watched_distance_is_the_same_and_notes_the_cosine() -> None:
+    target = torch.tensor([3.0, 4.0])
+    cosines: list[torch.Tensor] = []
+    plain = distance_to(target, name="l2", network=NET, variance=torch.zeros(2))
+    gradient = torch.tensor([3.0, 0.0], requires_grad=True)
+    distance = watched(plain, target=target, cosines=cosines)(gradient)
+    assert float(distance.detach()) == float(plain(gradient).detach())
+    assert [round(float(cosine), 6) for cosine in cosines] == [0.6]
+    assert not cosines[0].requires_grad
