@@ -7,6 +7,7 @@ written is read back before it counts.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,19 @@ class BlobStore:
         """Whether the blob is there; raises ``StoreError`` where that cannot be known."""
         with self._errors():
             return bool(self._filesystem.isfile(self._key(sha256)))
+
+    def reached(self) -> bool:
+        """Whether the bucket is there, or the folder can be written to, or made.
+
+        Raises ``StoreError`` where that cannot be known.
+        """
+        if self.folder is not None:
+            folder = self.folder
+            while not folder.exists() and folder != folder.parent:
+                folder = folder.parent
+            return folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+        with self._errors():
+            return bool(self._filesystem.exists(self._root.partition("/")[0] or "/"))
 
     def put(self, content: bytes) -> str:
         """Stores ``content`` durably and returns its SHA-256 (hex); a second time writes nothing.

@@ -20,7 +20,7 @@ from aggregator.access.agreements import Agreements
 from aggregator.access.audit import Audit
 from aggregator.access.recall import Recall
 from aggregator.access.tokens import Tokens
-from aggregator.api import agreements, croissant, datasets, files, hugging_face, publisher
+from aggregator.api import agreements, croissant, datasets, files, health, hugging_face, publisher
 from aggregator.api.errors import ApiError
 from aggregator.api.gate import Gate
 from aggregator.api.models import PROBLEMS, document
@@ -70,6 +70,7 @@ def create_app(home: Path) -> FastAPI:
     app.include_router(files.router)  # asked for most: found first
     app.include_router(datasets.router)
     app.include_router(agreements.router)
+    app.include_router(health.router)
     app.include_router(publisher.router)
     app.include_router(hugging_face.router)
     app.include_router(croissant.router)

@@ -11,7 +11,7 @@ from fastapi import Path as PathParameter
 from aggregator.access.principals import Standing
 from aggregator.access.recall import Recall
 from aggregator.api.errors import ApiError, coded, not_found
-from aggregator.api.models import DatasetPage, Detail, Health, Refs, TreeEntry, VersionPage
+from aggregator.api.models import DatasetPage, Detail, Refs, TreeEntry, VersionPage
 from aggregator.api.principal import absent, principal, require_reading, standing
 from aggregator.catalog import Catalog, Dataset, StoredFile, Version, VersionEntry
 
@@ -38,13 +38,6 @@ async def known_parameters(request: Request) -> None:
 
 
 strict = [Depends(known_parameters)]
-
-
-@router.get("/healthz", dependencies=strict, response_model=Health)
-def healthz(request: Request) -> dict[str, str]:
-    """Whether the catalog can be read."""
-    _catalog(request).datasets(limit=1)
-    return {"status": "ok"}
 
 
 @router.get("/api/datasets", dependencies=strict, response_model=DatasetPage)

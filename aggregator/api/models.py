@@ -21,10 +21,18 @@ class Problem(Answer):
     hint: str
 
 
-class Health(Answer):
-    """That the API and its catalog work."""
+class Alive(Answer):
+    """That the API answers."""
 
-    status: Literal["ok"]
+    alive: Literal[True]
+
+
+class Ready(Answer):
+    """Whether the API has what it needs, and each of it."""
+
+    ready: bool
+    checks: dict[str, bool]
+    """``database``, ``store``."""
 
 
 class VersionItem(Answer):

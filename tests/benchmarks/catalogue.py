@@ -173,7 +173,7 @@ def served(home: Path) -> Iterator[httpx.Client]:
 def answers(client: httpx.Client) -> bool:
     """Whether the API listens yet."""
     try:
-        return client.get("/healthz").is_success
+        return client.get("/livez").is_success
     except httpx.ConnectError:
         return False
 

@@ -108,7 +108,7 @@ def api(home: Path, *, accel: bool) -> Iterator[tuple[int, int]]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        await_answer(f"http://127.0.0.1:{port}/healthz")
+        await_answer(f"http://127.0.0.1:{port}/livez")
         yield port, process.pid
     finally:
         process.terminate()

@@ -142,7 +142,7 @@ def test_nginx_sends_what_the_api_lets_through_and_nothing_else(
         nginx(tmp_path / "nginx", home / "blobs", url) as edge,
         httpx.Client(base_url=edge, headers=bearer(tokens["named"]), timeout=60) as client,
     ):
-        assert client.get("/healthz").status_code == 200  # and the API is up
+        assert client.get("/livez").status_code == 200  # and the API is up
         told = httpx.get(url + file, headers=bearer(tokens["named"]))
         assert told.content == b""
         place = told.headers["X-Accel-Redirect"]

@@ -128,21 +128,21 @@ def test_rates_are_bounded(home: Path, tokens: dict[str, str], behind: bool) -> 
     (home / "aggregator.toml").write_text(settings)
     with TestClient(create_app(home)) as client:
         answers = [
-            client.get("/healthz", headers={"X-Forwarded-For": f"192.0.2.9, 192.0.2.{n}"})
+            client.get("/livez", headers={"X-Forwarded-For": f"192.0.2.9, 192.0.2.{n}"})
             for n in range(6)
         ]
         assert [one.status_code for one in answers[:5]] == [200] * 5
         # What a client claims of its address counts only where a proxy of ours said it.
         assert answers[5].status_code == (200 if behind else 429)
         same = [
-            client.get("/healthz", headers={"X-Forwarded-For": f"192.0.2.{n}, 192.0.2.77"})
+            client.get("/livez", headers={"X-Forwarded-For": f"192.0.2.{n}, 192.0.2.77"})
             for n in range(6)
         ]
         assert same[5].status_code == 429
         assert 1 <= int(same[5].headers["Retry-After"]) <= 60
         # Somebody with a token counts for themselves, and wrong tokens for the address.
-        assert client.get("/healthz", headers=bearer(tokens["reader"])).status_code == 200
-        guesses = [client.get("/healthz", headers=bearer(f"fdst_{n}")) for n in range(7)]
+        assert client.get("/livez", headers=bearer(tokens["reader"])).status_code == 200
+        guesses = [client.get("/livez", headers=bearer(f"fdst_{n}")) for n in range(7)]
         assert guesses[-1].status_code == 429
 
 
@@ -155,7 +155,7 @@ def test_bodies_are_bounded(client: TestClient, tokens: dict[str, str]) -> None:
 
 
 def test_answers_are_hardened(client: TestClient, tokens: dict[str, str]) -> None:
-    for path in ("/healthz", "/api/datasets", "/nothing", FILE):
+    for path in ("/livez", "/api/datasets", "/nothing", FILE):
         headers = client.get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert "default-src 'none'" in headers["Content-Security-Policy"]

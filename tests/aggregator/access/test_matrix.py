@@ -27,7 +27,8 @@ class Cell:
 
 
 MATRIX = {
-    "GET /healthz": Cell("open"),
+    "GET /livez": Cell("open"),
+    "GET /readyz": Cell("open"),
     "GET /openapi.json": Cell("open"),
     "GET /api/publisher": Cell("open"),
     "GET /api/publisher/keys": Cell("open"),

@@ -11,7 +11,7 @@ from aggregator.api import create_app
 
 
 def test_health(client: TestClient) -> None:
-    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/livez").json() == {"alive": True}
 
 
 def test_the_list_shows_the_newest_version(client: TestClient) -> None:
@@ -88,7 +88,7 @@ def test_what_is_not_there(client: TestClient, path: str, code: str) -> None:
         "/api/datasets?limit=x",
         "/api/datasets?offset=-1",
         "/api/datasets/fedstill/ct-demo?full=true",
-        "/healthz?deep=1",
+        "/readyz?deep=1",
         "/datasets/fedstill/ct-demo/resolve/main/README.md?download=true",
         "/api/datasets/" + "a" * 64 + "/ct-demo",
         "/datasets/fedstill/ct-demo/resolve/main/" + "a" * 257,

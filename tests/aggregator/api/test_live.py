@@ -84,4 +84,4 @@ def test_head_ranges_and_connections_that_end_early(url: str) -> None:
             assert len(client.get(address, headers=span).content) == 10
         with client.stream("GET", address) as response:
             next(response.iter_raw())  # and hang up
-        assert client.get(f"{url}/healthz").status_code == 200
+        assert client.get(f"{url}/livez").status_code == 200
