@@ -25,6 +25,7 @@ from aggregator.command_line import (
     existing,
 )
 from aggregator.coordinator_command import app as coordinator_app
+from aggregator.doctor_command import doctor
 from aggregator.home import AggregatorHome, create_home
 from shared.contract import read_contract
 from shared.threads import yield_cores
@@ -45,6 +46,7 @@ app.add_typer(run_command.app, name="run")
 app.add_typer(token_command.app, name="token")
 app.add_typer(dataset_command.app, name="dataset")
 app.command("downloads")(dataset_command.list_downloads)
+app.command()(doctor)
 
 
 @app.command()

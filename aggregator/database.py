@@ -5,16 +5,20 @@ one transaction; a database that is there already costs one look. SQLite is in W
 ``synchronous=FULL``, PostgreSQL with ``synchronous_commit``: what was committed stays.
 """
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 STEPS = Path(__file__).parent / "migrations"
@@ -90,6 +94,59 @@ class Database:
             config.set_main_option("script_location", str(STEPS))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a database says of itself."""
+
+    step: str | None
+    """Of its schema; None where it has no table yet."""
+    problems: tuple[str, ...]
+    """What its integrity check found wrong."""
+    ahead_s: float | None = None
+    """How far a server's clock is ahead of this machine's."""
+
+
+def condition(address: Path | str) -> Condition:
+    """Looks at a database, and changes nothing. Raises ``DatabaseError`` where it cannot."""
+    engine = look(address)
+    try:
+        with engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                server = connection.execute(text("SELECT extract(epoch FROM clock_timestamp())"))
+                ahead_s = float(server.scalar_one()) - time.time()
+                return Condition(_step(connection), (), ahead_s)
+            found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+            if found != ["ok"]:
+                return Condition(None, tuple(found))
+            orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+            problems = tuple(f"a row of {row[0]} refers to none of {row[2]}" for row in orphans)
+            return Condition(_step(connection), problems)
+    except DBAPIError as error:
+        raise DatabaseError(
+            f"{engine.url.render_as_string()}: {str(error.orig).strip().split(chr(10))[0]}"
+        ) from None
+    finally:
+        engine.dispose()
+
+
+def look(address: Path | str) -> Engine:
+    """An engine that does not bring the schema up; of a SQLite file, one that cannot write."""
+    url = _url(address)
+    if isinstance(address, Path):
+        place = f"file:{quote(str(address))}?mode=ro"
+        return create_engine(
+            url,
+            creator=lambda: sqlite3.connect(place, uri=True, timeout=30),
+            poolclass=NullPool,
+        )
+    try:
+        return _engine(url)
+    except ModuleNotFoundError:
+        raise DatabaseError(
+            f"{url.render_as_string()}: this needs psycopg: install fedstill[postgresql]"
+        ) from None
 
 
 def newest_step() -> str:

@@ -1,6 +1,5 @@
 """`aggregator up`: the SuperLink and the release API, supervised as two child processes."""
 
-import fcntl
 import os
 import signal
 import socket
@@ -8,13 +7,13 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.enrolment import EnrolmentError, register_sites, revoked_keys
 from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError
+from aggregator.occupancy import occupied
 from aggregator.resumption import go_on
 from aggregator.superlink import (
     READY_LINE,
@@ -60,7 +59,8 @@ class Service:
 def run_services(home: AggregatorHome, *, say: Callable[[str], None]) -> int:
     """Starts both, says when they are ready, and keeps them up until SIGTERM or SIGINT.
 
-    Raises ``ServiceError`` where one cannot be started the first time.
+    Raises ``ServiceError`` where one cannot be started the first time, ``OccupiedError`` where it
+    runs already.
     """
     become_subreaper()
     stop = threading.Event()
@@ -72,7 +72,7 @@ def run_services(home: AggregatorHome, *, say: Callable[[str], None]) -> int:
     ]
     running: dict[str, Process] = {}
     try:
-        with _only_one(home):
+        with occupied(home):
             _await_port("127.0.0.1", home.settings.superlink_port, field="superlink_port")
             _await_port(home.settings.api_host, home.settings.api_port, field="api_port")
             for service in services:
@@ -148,20 +148,6 @@ def start_api(home: AggregatorHome) -> Process:
         stop_all([process], grace_s=GRACE_S)
         raise
     return process
-
-
-@contextmanager
-def _only_one(home: AggregatorHome) -> Iterator[None]:
-    """Holds the home: two SuperLinks on one database would damage it. Raises ``ServiceError``."""
-    descriptor = os.open(home.root / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError(f"`aggregator up` runs on {home.root} already") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _await_port(host: str, port: int, *, field: str) -> None:

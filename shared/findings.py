@@ -1,10 +1,12 @@
 """What a check found, of a site or of the aggregator: Check | Problem | How to fix."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +28,14 @@ class Finding:
     problem: str
     """Of a good one: what was found."""
     fix: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that is still to be run."""
+
+    name: str
+    run: Callable[[], Finding]
 
 
 def good(check: str, found: str) -> Finding:
@@ -65,3 +75,19 @@ def as_table(findings: Sequence[Finding]) -> Table:
             Text(finding.fix),
         )
     return table
+
+
+def examine(checks: Iterable[Check], *, as_json: bool) -> int:
+    """Runs the checks, prints what they found on stdout, and gives the exit code."""
+    findings = []
+    with Console(stderr=True).status("") as status:
+        for check in checks:
+            status.update(f"checking {check.name}")
+            findings.append(check.run())
+    code = exit_code(findings)
+    if as_json:
+        document = {"exit_code": code, "checks": [asdict(one) for one in findings]}
+        Console(soft_wrap=True, highlight=False).out(json.dumps(document), highlight=False)
+    else:
+        Console().print(as_table(findings))
+    return code

@@ -1,12 +1,10 @@
 """``site-agent``: what a hospital runs."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
-from rich.console import Console
 
 from shared.messages import Message, MessageError, StatusHeader, StatusQueryHeader, decode, encode
 from shared.threads import yield_cores
@@ -183,21 +181,13 @@ def preflight(
     Exit codes: 0 all is well, 1 a check failed, 4 one cannot be judged yet.
     """
     yield_cores()
-    from shared.findings import as_table, exit_code
+    from shared.findings import examine
     from site_agent.preflight import Part, checks
 
     if part not in get_args(Part):
         raise typer.BadParameter(f"is none of {', '.join(get_args(Part))}", param_hint="--part")
-    findings = []
-    with _told(), Console(stderr=True).status("") as status:
-        for check in checks(home, part=cast(Part, part)):
-            status.update(f"checking {check.name}")
-            findings.append(check.run())
-    code = exit_code(findings)
-    if as_json:
-        print(json.dumps({"exit_code": code, "checks": [asdict(one) for one in findings]}))
-    else:
-        Console().print(as_table(findings))
+    with _told():
+        code = examine(checks(home, part=cast(Part, part)), as_json=as_json)
     raise typer.Exit(code)
 
 

@@ -149,6 +149,7 @@ def test_every_choice_of_a_contract_is_documented() -> None:
                 "token revoke",
                 "dataset set",
                 "downloads",
+                "doctor",
                 "simulate",
                 "attack",
             ],

@@ -4,27 +4,18 @@ Changes nothing, sends no image and nothing computed of one, and names no patien
 the images. A check that depends on another that failed says so, and is not judged.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from shared.findings import Finding, failed, good
+from shared.findings import Check, failed, good
 from site_agent.policy_file import POLICY_FILE
 from site_agent.preflight import enrolment, images, machine, network
 from site_agent.settings import SettingsError, SiteSettings, read_settings
 
 Part = Literal["all", "worker", "connector"]
 """Whose checks: where worker and connector are kept apart, neither can look at everything."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check that is still to be run."""
-
-    name: str
-    run: Callable[[], Finding]
 
 
 def checks(home: Path, *, part: Part = "all") -> Iterator[Check]:

@@ -15,17 +15,6 @@ def home(tmp_path: Path) -> AggregatorHome:
     return create_home(tmp_path, {})
 
 
-def test_a_home_is_held_once(home: AggregatorHome) -> None:
-    with (
-        services._only_one(home),
-        pytest.raises(ServiceError, match="already"),
-        services._only_one(home),
-    ):
-        pass
-    with services._only_one(home):
-        pass
-
-
 def test_a_port_in_use_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "PORT_FREE_WITHIN_S", 0.1)
     with socket.socket() as taken:
