@@ -19,8 +19,9 @@ IMAGE = $(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) --b
 demo: $(INSTALLED)
 	@.venv/bin/python -m deploy.demo $(if $(DATA),--data $(DATA))
 
+# Two at a time, a file each: half of what these tests do is wait for other processes.
 test: $(INSTALLED)
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check

@@ -450,6 +450,8 @@ def test_a_round_is_answered_while_hostile_files_are_indexed_and_gradients_are_t
                 meanwhile.append(answered)
             time.sleep(0.5)
         assert indexing.returncode == 0
+        while meanwhile and meanwhile[-1].shape[0] == 4:
+            meanwhile.pop()  # the new cohort is in place a moment before its process has ended
         assert len(meanwhile) >= 3, "rounds were answered from its begin to its end"
         for round, answered in enumerate(meanwhile[: ROUNDS - 1], 1):
             assert answered.shape[0] == 3
