@@ -27,7 +27,8 @@ ORPHANED_GRACE_S = 4.0
 SWEEP_GRACE_S = 1.0
 """How long what the command left behind may take to end by itself."""
 POLL_S = 0.25
-WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WATCHED = (*STOPS, signal.SIGCHLD, signal.SIGALRM)
 
 
 def prctl(option: int, value: int) -> None:
@@ -126,13 +127,15 @@ def guard(supervisor: int, command: list[str]) -> int:
     child = start(command)
     asked = False
     deadline = float("inf")
+    # Not sigtimedwait(), which in CPython gives a signal that never came after a SIGSTOP.
+    signal.setitimer(signal.ITIMER_REAL, POLL_S, POLL_S)
     while True:
-        received = signal.sigtimedwait(WATCHED, POLL_S)
+        received = signal.sigwait(WATCHED)
         code = reap(child)
         if code is not None:
             sweep(grace_s=SWEEP_GRACE_S)
             return code if code >= 0 else 128 - code
-        stop = received is not None and received.si_signo != signal.SIGCHLD
+        stop = received in STOPS
         if (stop and asked) or time.monotonic() >= deadline:
             sweep(grace_s=0)
             return 128 + signal.SIGKILL

@@ -289,3 +289,21 @@ def test_a_process_may_ask_to_end_with_its_parent(tmp_path: Path) -> None:
         assert alive(pid)
         parent.kill()
     assert wait_until_ended([pid], within_s=5) == []
+
+
+def test_what_was_frozen_goes_on(tmp_path: Path) -> None:
+    forever = "import time\nfor n in range(1000): print(n, flush=True); time.sleep(.05)"
+    process = spawn([sys.executable, "-c", forever], log=tmp_path / "counts.log")
+    try:
+        wait_for_line(process, "1", timeout_s=20)
+        tree = [process.pid, *descendants(process.pid)]
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in tree:
+                os.kill(pid, number)
+            time.sleep(0.6)
+        written = len(process.lines())
+        time.sleep(0.6)
+        assert process.poll() is None
+        assert len(process.lines()) > written
+    finally:
+        stop_all([process], grace_s=2)
