@@ -25,6 +25,7 @@ from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import RunNotRunningException
 
 from site_agent.environment import CONTACT_VARIABLE
+from site_agent.fleet import Losses, bear_faults, beating, start_afresh
 from site_agent.superexec import CHILD_LIFE_S, replace, replace_sleep
 
 ACTIVE_POLL_S = 0.25
@@ -100,17 +101,26 @@ def main(secret_file: str) -> None:
     wake_read, wake_write = os.pipe()
     pulse = Pulse(wake_write)
     contact = Contact(Path(os.environ[CONTACT_VARIABLE]))
-    pull_message = loop._pull_and_store_message
+    pull_message, push_messages = loop._pull_and_store_message, loop._push_messages
     start = command.start_client_internal
 
     def pull_and_wake(**kwargs: Any) -> int | None:
+        losses = Losses()
         for step in ("pull_object", "confirm_message_received"):
-            kwargs[step] = abandoning(kwargs[step])
+            kwargs[step] = losses.noticing(abandoning(kwargs[step]))
         kwargs["receive"] = contact.after(kwargs["receive"])
         run_id: int | None = pull_message(**kwargs)
+        losses.settle()
         if run_id is not None:
             pulse.message_arrived()
         return run_id
+
+    def push_and_settle(**kwargs: Any) -> None:
+        losses = Losses()
+        for step in ("send", "push_object"):
+            kwargs[step] = losses.noticing(kwargs[step])
+        push_messages(**kwargs)
+        losses.settle()
 
     def start_with_executor(*, runtime_api_address: str, **kwargs: Any) -> None:
         executor = subprocess.Popen(
@@ -123,10 +133,15 @@ def main(secret_file: str) -> None:
         os.close(wake_read)
         threading.Thread(target=_end_with, args=[executor], daemon=True).start()
         start(runtime_api_address=runtime_api_address, **kwargs)
+        start_afresh()  # it has given up: its threads would keep it alive, and deaf
 
-    replace(connection, "HeartbeatSender", lambda beat: HeartbeatSender(contact.after(beat)))
+    bear_faults()
+    replace(
+        connection, "HeartbeatSender", lambda beat: HeartbeatSender(beating(contact.after(beat)))
+    )
     replace_sleep(loop, pulse.sleep)
     replace(loop, "_pull_and_store_message", pull_and_wake)
+    replace(loop, "_push_messages", push_and_settle)
     replace(loop, "pull_objects", partial(pull_objects, initial_backoff=FIRST_BACKOFF_S))
     replace(command, "start_client_internal", start_with_executor)
     command.flower_supernode()

@@ -32,15 +32,16 @@ CONNECTED_LINE = "SuperNode ID"
 QUIET_FOR_S = 15.0
 """A connection that takes longer is worth a word."""
 RESTART_AFTER_S = 3.0
-MAX_RESTART_AFTER_S = 20.0
-"""The aggregator refuses a node that was killed while it still counts as online, up to a minute."""
+MAX_RESTART_AFTER_S = 8.0
+"""The aggregator refuses a node that was killed while it still counts as online, for half a minute.
+"""
 GRACE_S = 8.0
 EXPLANATIONS = (
     (
         "[code: 2004]",
         "key-refused",
         "the aggregator does not accept this site's key, or no longer: hand it enrolment.json "
-        "(`aggregator site add`); after a crash of this site it accepts the key again in a minute",
+        "(`aggregator site add`); after a crash here it accepts the key again in half a minute",
     ),
     (
         "CERTIFICATE_VERIFY_FAILED",
@@ -78,7 +79,7 @@ def keep_connected(settings: SiteSettings, *, stop: threading.Event, note: Note 
     """Starts the SuperNode again whenever it ends, until ``stop`` is set.
 
     The aggregator may be away for any time, at the start too: the SuperNode tries again for ever,
-    20 s apart at most, and so does this loop where it ends.
+    20 s apart at most, and this loop starts it again where it ends.
     """
     pause_s = RESTART_AFTER_S
     while not stop.is_set():
