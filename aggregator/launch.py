@@ -130,8 +130,7 @@ def _distil(home: AggregatorHome, run: Path, *, wait_s: float, display: "Display
         for missing in wait_for_sites(link, remaining, timeout_s=wait_s):
             if missing:
                 display.say(f"waiting for {', '.join(missing)} to come online")
-        events = run / "events.jsonl"
-        from_byte = events.stat().st_size if events.exists() else 0
+        from_byte = _told(run)
         if submit(link, run):
             display.say("submitted")
         else:
@@ -159,12 +158,18 @@ def _watch(link: SuperLink, run: Path, *, from_byte: int, display: "Display") ->
         if state.state == "failed":
             raise RunError(f"the run failed: {state.reason}")
         display.say("the run was interrupted: `aggregator up` is about to go on with it")
-        from_byte = (run / "events.jsonl").stat().st_size
+        from_byte = _told(run)
         deadline = time.monotonic() + RESUMED_WITHIN_S
         while is_lost(run):
             if time.monotonic() >= deadline:
                 raise interrupted
             time.sleep(0.5)
+
+
+def _told(run: Path) -> int:
+    """Bytes of the journal so far: what is told from here on is new."""
+    events = run / "events.jsonl"
+    return events.stat().st_size if events.exists() else 0
 
 
 def publish(home: AggregatorHome, run: Path, contract: RunContract) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from pathlib import Path
 from aggregator.enrolment import EnrolmentError
 from aggregator.home import AggregatorHome
 from aggregator.lifecycle import is_lost, quorum_of, read_state, submit
-from aggregator.runs import RunError, read_plan
+from aggregator.runs import RunError, flower_run, is_held, read_plan
 from aggregator.superlink import SuperLink, SuperLinkError, superlink
 
 LOOK_EVERY_S = 2.0
+SUBMITTED_S = 8.0
+"""A run that is just being submitted is left alone for this long."""
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 120.0
 """Between attempts at a run that ends again without a round more."""
@@ -35,7 +37,7 @@ def go_on(home: AggregatorHome, stop: threading.Event, say: Callable[[str], None
     """Looks and goes on until ``stop`` is set; a SuperLink that is down is waited for."""
     attempts: dict[str, Attempts] = {}
     while not stop.wait(LOOK_EVERY_S):
-        if not waiting_runs(home):
+        if not waiting_runs(home) and not submitted_runs(home):
             continue
         try:
             with superlink(home) as link:
@@ -59,6 +61,20 @@ def waiting_runs(home: AggregatorHome) -> list[Path]:
     return found
 
 
+def submitted_runs(home: AggregatorHome) -> list[Path]:
+    """Runs that Flower was given a while ago, and that no ServerApp has begun to work on."""
+    found = []
+    for run in sorted(home.runs.glob("[0-9a-f]" * 16)):
+        try:
+            state = read_state(run)
+        except RunError:
+            continue
+        waited_s = time.time() - state.since
+        if state.state == "submitted" and waited_s > SUBMITTED_S and not is_held(run):
+            found.append(run)
+    return found
+
+
 def resume_runs(
     home: AggregatorHome,
     link: SuperLink,
@@ -69,7 +85,9 @@ def resume_runs(
     """Submits what can go on now; gives the runs' names. Raises ``SuperLinkError``."""
     resumed = []
     online = {node.name for node in link.nodes() if node.online}
-    for run in waiting_runs(home):
+    # One that Flower has lost before it began, with its SuperLink, will not begin.
+    stranded = [run for run in submitted_runs(home) if link.has_ended(flower_run(run))]
+    for run in (*waiting_runs(home), *stranded):
         state = read_state(run)
         tried = attempts.get(run.name)
         if tried is None or tried.round != state.round:

@@ -9,6 +9,7 @@
 ``dry-...``         beside it, a folder of the same for `aggregator launch --dry-run`
 ``foundation.safetensors``  public directions and their network, of a contract that has some
 ``checkpoint.safetensors``, ``pairs.safetensors``, ``result.json``   of ``aggregator.federation``
+``snapshots/``      the pairs as they were after each round, of ``aggregator.snapshots``
 ``utility.json``    what the pairs were measured to be worth, if they were; the gate reads it
 ``attacks.json``    what `aggregator attack` found on this contract, if anybody ran it
 """
@@ -36,6 +37,7 @@ from shared.mandate import Mandate
 FOUNDATION = "foundation.safetensors"
 MANDATE = "mandate.json"
 ATTACKS = "attacks.json"
+FLOWER_RUN = "flower-run"
 START_WITHIN_S = 90.0
 """How long a submitted run may take until its ServerApp holds the lock."""
 POLL_S = 0.3
@@ -199,15 +201,21 @@ def start_run(link: SuperLink, run: Path) -> bool:
     """
     if is_held(run):
         return False
-    note = run / "flower-run"
-    if note.exists():
-        earlier = int(note.read_text())
-        if not link.has_ended(earlier):
-            link.stop(earlier)
+    earlier = flower_run(run)
+    if earlier and not link.has_ended(earlier):
+        link.stop(earlier)
     bundle, digest = build_bundle()
     started = link.start(bundle=bundle, digest=digest, config={"run": run.name})
-    write_durably(note, str(started).encode())
+    write_durably(run / FLOWER_RUN, str(started).encode())
     return True
+
+
+def flower_run(run: Path) -> int:
+    """What Flower calls the run since it was last submitted; 0 where it never was."""
+    try:
+        return int((run / FLOWER_RUN).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def wait_for_sites(
@@ -269,7 +277,7 @@ def watch_run(run: Path, link: SuperLink, *, from_byte: int) -> Iterator[dict[st
 
 def _ended_early(run: Path, link: SuperLink) -> bool:
     try:
-        return link.has_ended(int((run / "flower-run").read_text())) and not is_held(run)
+        return link.has_ended(flower_run(run)) and not is_held(run)
     except SuperLinkError:
         return False  # it may be restarting; the deadline decides
 

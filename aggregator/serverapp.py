@@ -35,10 +35,12 @@ POLL_S = 0.1
 MAX_POLL_S = 0.5
 ONLINE_POLL_S = 1.0
 PATIENCE_S = 100.0
-"""How long a round waits for a site that is offline: a restarted one is refused for a minute."""
+"""How long a round waits for a site that is offline: a killed one is refused for half a minute."""
 TRIES = 3
 """How often a site is asked again in one round after an error of Flower's."""
 FIRST_BACKOFF_S = 0.1
+OUTLIVES_S = 60.0
+"""A question outlives its round: Flower's error for one that expired would hide who was late."""
 
 app = ServerApp()
 log = logging.getLogger("fedstill")
@@ -235,7 +237,7 @@ class GridExchange:
                 RecordDict({"request": ConfigRecord({"payload": payload})}),
                 nodes[site],
                 "query.summarise",
-                ttl=self._timeout_s,
+                ttl=self._timeout_s + OUTLIVES_S,
                 group_id=group,
             )
             for site in online

@@ -9,7 +9,7 @@ from aggregator import resumption
 from aggregator.home import AggregatorHome
 from aggregator.hospital_table import EVALUATION, Judgement, SiteFigures
 from aggregator.lifecycle import RunState, State, Wanted, read_state
-from aggregator.resumption import Attempts, go_on, resume_runs, waiting_runs
+from aggregator.resumption import SUBMITTED_S, Attempts, go_on, resume_runs, waiting_runs
 from aggregator.runs import hold_run, prepare_run
 from aggregator.superlink import Node, SuperLinkError
 from shared.contract import Evaluation, RunContract
@@ -147,6 +147,21 @@ def test_a_run_that_ends_again_and_again_is_tried_ever_later_and_anew_after_a_ro
     assert gaps[0] <= 3 and gaps == sorted(gaps) and gaps[-1] >= 100
     run_in(home, "running", round=1)
     assert resume(home, link, attempts, at)
+
+
+@pytest.mark.parametrize(("ended", "seconds"), [(True, 60), (False, 60), (True, 1)])
+def test_a_run_that_flower_lost_before_it_began_is_submitted_again(
+    home: AggregatorHome, ended: bool, seconds: float
+) -> None:
+    run, link = run_in(home, "submitted"), Link(*SITES)
+    state = read_state(run).model_copy(update={"since": time.time() - seconds})
+    (run / "state.json").write_text(state.model_dump_json())
+    (run / "flower-run").write_text("7")
+    link.has_ended = lambda run_id: ended and run_id == 7  # type: ignore[method-assign]
+    goes = ended and seconds > SUBMITTED_S
+    assert bool(resume(home, link, {}, 0)) is goes is bool(link.started)
+    with hold_run(run):
+        assert not resume(home, link, {}, 9), "it has begun"
 
 
 def test_going_on_survives_a_superlink_that_is_down(

@@ -83,6 +83,7 @@ def test_every_site_is_asked_once_and_answers_are_told_apart() -> None:
     assert len(grid.pushed) == 9
     assert {m.metadata.message_type for m in grid.pushed} == {"query.summarise"}
     assert [m.metadata.group_id for m in grid.pushed] == ["1"] * 3 + ["2"] * 3 + ["3"] * 3
+    assert all(m.metadata.ttl > 5 for m in grid.pushed), "who is late is told so by us, not Flower"
 
 
 def test_a_site_that_is_revoked_in_the_middle_of_a_round_is_not_waited_for(
