@@ -21,18 +21,21 @@ Run = Annotated[
 def list_runs(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Shows all runs, the newest first."""
     with clear_errors():
-        from aggregator.desk_api import runs
+        from aggregator.desk_api import survey
         from aggregator.run_view import headline
 
-        found = runs(existing(home))
+        found = survey(existing(home))
     if as_json:
         keys = {"digest", "name", "state", "round", "rounds"}
-        listed = [one.model_dump(mode="json", include=keys) for one in found]
-        typer.echo(json.dumps({"runs": listed}))
+        listed = [one.model_dump(mode="json", include=keys) for one in found.runs]
+        damaged = [one.model_dump() for one in found.unreadable]
+        typer.echo(json.dumps({"runs": listed, "unreadable": damaged}))
         return
-    for one in found:
+    for one in found.runs:
         typer.echo(headline(one))
-    if not found:
+    for two in found.unreadable:
+        typer.echo(f"{two.folder}  unreadable: {two.reason}", err=True)
+    if not found.runs and not found.unreadable:
         typer.echo("no run yet: `aggregator contract new`, then `aggregator launch`")
 
 

@@ -44,7 +44,7 @@ def render(view: RunView) -> RenderableType:
     sites = Table("site", "state", "waited", "why", box=None, pad_edge=False)
     for site in view.sites:
         waited = "" if not site.waited_s else f"{site.waited_s:.0f} s"
-        sites.add_row(*(Text(cell) for cell in (site.name, site.state or "", waited, site.reason)))
+        sites.add_row(*(Text(cell) for cell in (site.name, site.state or "", waited, site.why)))
     lines.append(sites)
     if view.history:
         rounds = Table("round", "phase", "s", "sites", "KiB up", "KiB down", "loss", "ε", box=None)

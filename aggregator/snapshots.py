@@ -9,18 +9,20 @@ run: with or without them it ends with the same pairs.
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from aggregator.distill.distiller import Distiller
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.frozen import canonical_json
 from shared.release.facts import pairs_facts, task_labels
+
+if TYPE_CHECKING:  # the API reads snapshots, and has no torch
+    from aggregator.distill.distiller import Distiller
 
 FOLDER = "snapshots"
 MOST_PAIRS = 8
@@ -41,7 +43,7 @@ def chosen(contract: RunContract) -> list[int]:
     return sorted({round(k) for k in np.linspace(0, count - 1, min(count, most))})
 
 
-def keep_snapshot(run: Path, distiller: Distiller) -> None:
+def keep_snapshot(run: Path, distiller: "Distiller") -> None:
     """Writes the pairs as they are after the distiller's round, unless they are there."""
     file = snapshot_file(run, distiller.round)
     if file.exists():
