@@ -16,6 +16,7 @@ from aggregator import (
     run_command,
     token_command,
 )
+from aggregator.backup_command import backup, restore
 from aggregator.command_line import (
     DEFAULT_HOME,
     EXIT_REFUSED,
@@ -47,6 +48,8 @@ app.add_typer(token_command.app, name="token")
 app.add_typer(dataset_command.app, name="dataset")
 app.command("downloads")(dataset_command.list_downloads)
 app.command()(doctor)
+app.command()(backup)
+app.command()(restore)
 
 
 @app.command()

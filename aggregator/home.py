@@ -75,6 +75,10 @@ class AggregatorSettings(Frozen):
         description="nginx location, internal, of the blobs' folder, which then sends the files",
     )
 
+    desk: bool = Field(
+        True, description="serve the coordinators' desk, /desk, to who has a token of launch:run"
+    )
+
     @property
     def public_address(self) -> str:
         """``host:port`` the sites connect to."""
@@ -219,7 +223,7 @@ def create_home(root: Path, changes: dict[str, str | int]) -> AggregatorHome:
         for folder in (home.runs, home.logs):
             folder.mkdir(exist_ok=True, mode=0o700)
         if settings.model_dump() != present:
-            write_durably(home.settings_file, _toml(settings).encode())
+            write_durably(home.settings_file, settings_text(settings).encode())
         ensure_certificates(home.tls, names=[settings.public_name])
         keys = PublisherKeys(home.release_key.parent)
         # Where there are lists already, the release key is kept elsewhere: no new one is made.
@@ -227,7 +231,7 @@ def create_home(root: Path, changes: dict[str, str | int]) -> AggregatorHome:
             write_key_pair(home.release_key, home.release_key.with_suffix(".pub"))
         home.coordinators.mkdir(exist_ok=True, mode=0o700)
         made = {path.suffix for path in home.coordinators.iterdir()}
-        if not made & {".key", ".revoked"}:
+        if not made & {".key", ".pub", ".revoked"}:  # a public half alone: its key is elsewhere
             first = home.coordinators / f"{FIRST_COORDINATOR}.key"
             write_key_pair(first, first.with_suffix(".pub"))
         keys.ensure()
@@ -236,7 +240,8 @@ def create_home(root: Path, changes: dict[str, str | int]) -> AggregatorHome:
     return home
 
 
-def _toml(settings: AggregatorSettings) -> str:
+def settings_text(settings: AggregatorSettings) -> str:
+    """``aggregator.toml`` with every setting and what it means."""
     lines = ["# Settings of the fedstill aggregator."]
     for name, field in AggregatorSettings.model_fields.items():
         value = getattr(settings, name)

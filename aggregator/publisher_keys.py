@@ -100,7 +100,7 @@ class PublisherKeys:
         """Makes the head key and the first list where there is none; finishes what a crash left."""
         if not self.chain_file.exists() and not self.private("release").exists():
             return
-        with self._held():
+        with self.held():
             if self.chain_file.exists():
                 self._settle()
                 return
@@ -117,7 +117,7 @@ class PublisherKeys:
 
     def rotate(self, use: Use) -> KeyList:
         """A new release key, the old one retired, or a new head key; the list that says so."""
-        with self._held():
+        with self.held():
             self._settle()
             return self._replace({use}, revoked=())
 
@@ -129,7 +129,7 @@ class PublisherKeys:
         ``honoured`` answers the SHA-256 of each VERSION.json of the key with that fingerprint that
         stays genuine.
         """
-        with self._held():
+        with self.held():
             self._settle()
             found = [
                 one for one in self.newest().keys if key_id(decode_key(one.key)).startswith(name)
@@ -216,7 +216,8 @@ class PublisherKeys:
         write_durably(self.chain_file, content, mode=0o644)
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
+        """Nobody else changes the keys meanwhile; raises ``PublisherKeyError``."""
         try:
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:

@@ -150,6 +150,8 @@ def test_every_choice_of_a_contract_is_documented() -> None:
                 "dataset set",
                 "downloads",
                 "doctor",
+                "backup",
+                "restore",
                 "simulate",
                 "attack",
             ],

@@ -1,4 +1,4 @@
-"""What supervisors ask: ``/livez``, whether the API answers, and ``/readyz``, whether it can serve."""
+"""What supervisors ask: ``/livez``, whether it answers, and ``/readyz``, whether it can serve."""
 
 from http import HTTPStatus
 

@@ -7,17 +7,15 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
-from aggregator.database import DatabaseError, condition, look, newest_step
+from aggregator.database import DatabaseError, condition, newest_step
 from aggregator.enrolment import EnrolmentError, enrolled_sites, revoked_sites
 from aggregator.home import AggregatorHome
 from aggregator.lifecycle import NOBODY, read_state
 from aggregator.occupancy import is_up
+from aggregator.published import published_files
 from aggregator.runs import RunError, is_held, read_plan, read_run_contract
-from aggregator.schema import FileRow
 from aggregator.store import BlobStore, StoreError
 from shared.findings import Finding, failed, good, unjudged, warning
 
@@ -90,17 +88,6 @@ def blobs(home: AggregatorHome, *, deep: bool) -> Finding:
                 "put blobs/ back from a backup",
             )
     return good(check, f"{len(wanted)} there, {len(read)} of them read and as published")
-
-
-def published_files(address: Path | str) -> dict[str, int]:
-    """SHA-256 and bytes of every published file. Raises ``DatabaseError``, ``SQLAlchemyError``."""
-    engine = look(address)
-    try:
-        with Session(engine) as session:
-            rows = session.execute(select(FileRow.sha256, FileRow.bytes).distinct())
-            return {row.sha256: row.bytes for row in rows}
-    finally:
-        engine.dispose()
 
 
 def _digest(store: BlobStore, sha256: str) -> str:
