@@ -25,6 +25,8 @@ from aggregator.api.errors import ApiError
 from aggregator.api.gate import Gate
 from aggregator.api.models import PROBLEMS, document
 from aggregator.catalog import Catalog
+from aggregator.desk import add_desk
+from aggregator.desk.signing_in import led_to_sign_in
 from aggregator.heads import Heads
 from aggregator.home import AggregatorHome
 from aggregator.pages import catalogue, refusals, site
@@ -76,6 +78,8 @@ def create_app(home: Path) -> FastAPI:
     app.include_router(croissant.router)
     app.include_router(catalogue.router)
     app.include_router(site.router)
+    if settings.desk:
+        add_desk(app, place, catalog.database)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -95,6 +99,8 @@ def create_app(home: Path) -> FastAPI:
 
 def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    if error.status == 401 and (led := led_to_sign_in(request)) is not None:
+        return led
     return _answer(request, error.status, error.error, error.hint, error.headers)
 
 

@@ -7,9 +7,6 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +17,7 @@ from aggregator.access.recall import Recall
 from aggregator.access.tokens import Tokens
 from aggregator.api.errors import ApiError
 from aggregator.api.principal import resolve
+from aggregator.api.rates import Rates
 
 MAX_BODY_BYTES = 65_536
 HARDENING = {
@@ -31,7 +29,7 @@ Refuse = Callable[[Request, ApiError], Response]
 
 
 class Gate:
-    """ASGI middleware around the whole API."""
+    """ASGI middleware around the whole API; ``uncounted`` is a path the edge proxy asks at."""
 
     def __init__(
         self,
@@ -40,15 +38,16 @@ class Gate:
         tokens: Tokens,
         recall: Recall,
         refuse: Refuse,
-        requests_a_minute: int,
+        rates: Rates,
+        uncounted: str,
         behind_proxy: bool,
     ) -> None:
         self._app = app
         self._tokens = tokens
         self._recall = recall
         self._refuse = refuse
-        self._rate = RateLimitItemPerMinute(requests_a_minute) if requests_a_minute else None
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._rates = rates
+        self._uncounted = uncounted
         self._behind_proxy = behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,23 +82,20 @@ class Gate:
     async def _enter(self, scope: Scope, headers: Headers) -> None:
         state = scope.setdefault("state", {})
         state["principal"] = ANONYMOUS
+        state["address"] = self._address(scope, headers)
         try:
             who = await resolve(headers, tokens=self._tokens, recall=self._recall)
         except ApiError:
-            self._count(f"address {self._address(scope, headers)}")
+            self._count(scope, f"address {self._address(scope, headers)}")
             raise
         state["principal"] = who
-        self._count(f"name {who.name}" if who.name else f"address {self._address(scope, headers)}")
-
-    def _count(self, whose: str) -> None:
-        if self._rate is None or self._limiter.hit(self._rate, whose):
-            return
-        raise ApiError(
-            429,
-            "too many requests",
-            f"at most {self._rate.amount} a minute: wait a moment",
-            {"Retry-After": str(max(1, -(-60 // self._rate.amount)))},
+        self._count(
+            scope, f"name {who.name}" if who.name else f"address {self._address(scope, headers)}"
         )
+
+    def _count(self, scope: Scope, whose: str) -> None:
+        if scope["path"] != self._uncounted:
+            self._rates.count(whose)
 
     def _address(self, scope: Scope, headers: Headers) -> str:
         client: Any = scope.get("client")

@@ -7,13 +7,14 @@ nothing that stands in the page itself, and be framed by nobody.
 
 import hashlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from aggregator.api.errors import ApiError
 
@@ -105,7 +106,7 @@ def page(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
 @cache
 def _templates() -> Environment:
     environment = Environment(
-        loader=PackageLoader("aggregator.pages"),
+        loader=ChoiceLoader([PackageLoader("aggregator.pages"), PackageLoader("aggregator.desk")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -114,6 +115,7 @@ def _templates() -> Environment:
     environment.globals["asset"] = asset_address
     environment.filters["size"] = readable_size
     environment.filters["guarantee"] = guarantee
+    environment.filters["moment"] = moment
     return environment
 
 
@@ -125,6 +127,13 @@ def readable_size(count: int) -> str:
             return f"{amount:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
         amount /= 1000
     return f"{amount:.3g} GB"
+
+
+def moment(seconds: float | None) -> str:
+    """A moment, from seconds since 1970: ``2026-01-31 09:30:00 UTC``."""
+    if seconds is None:
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def guarantee(dp: Any) -> str:

@@ -11,6 +11,7 @@ ENDED = ("revoked", "expired")
 PRIVATE_READERS = ("reader", "named", "admin")
 GATED_READERS = ("accepted", "admin")
 GATED_TOKENS = ("reader", "not accepted", "accepted", "admin")
+DESK_TOKENS = ("launch", "admin")
 AGREEMENT = "/api/datasets/{namespace}/{name}/agreement"
 
 
@@ -20,10 +21,13 @@ class Cell:
 
     kind: str
     """``open``: no dataset; ``card``: whoever may see the dataset; ``file``: who may read it;
-    ``agreement``, ``accept``; ``never``: a 404 for all who may see the dataset."""
+    ``agreement``, ``accept``; ``never``: a 404 for all who may see the dataset; ``desk``: who has
+    a scope that opens the desk."""
     json: Any = None
     optional: bool = False
     """What it answers may be missing in the release of these tests."""
+    status: int = 200
+    """Of an answer to who may."""
 
 
 MATRIX = {
@@ -36,6 +40,11 @@ MATRIX = {
     "GET /api/datasets": Cell("open"),
     "GET /api/agent-harnesses": Cell("open", optional=True),
     "GET /": Cell("open"),
+    "GET /desk/login": Cell("open"),
+    "POST /desk/login": Cell("open", status=401),
+    "POST /desk/logout": Cell("desk"),
+    "GET /desk": Cell("desk"),
+    "GET /api/desk/runs": Cell("desk"),
     "GET /static/{name}": Cell("open", optional=True),
     "HEAD /static/{name}": Cell("open", optional=True),
     "GET /api/datasets/{namespace}/{name}": Cell("card"),
@@ -67,8 +76,10 @@ def expected(cell: Cell, role: str, dataset: str) -> tuple[int, str]:
     """Status and ``X-Error-Code``, from the promise; nothing here asks the code that decides."""
     if role in ENDED:
         return 401, "InvalidToken"
-    if cell.kind == "open":
-        return 200, ""
+    if cell.kind == "desk" and role not in DESK_TOKENS:
+        return (401 if role == "anonymous" else 403), ""
+    if cell.kind in ("open", "desk"):
+        return cell.status, ""
     if dataset == "absent" or (dataset == "private" and role not in PRIVATE_READERS):
         return 404, "RepoNotFound"
     if cell.kind == "never" or (cell.kind in ("agreement", "accept") and dataset != "gated"):

@@ -1,0 +1,22 @@
+"""The coordinators' desk: launch, watch, stop, resume and publish runs, in a browser or by HTTP.
+
+Each page has a twin below ``/api/desk/`` that answers the same in JSON, to who has a token of scope
+``launch:run`` or ``admin``. Every page works without JavaScript.
+"""
+
+from fastapi import FastAPI
+
+from aggregator.database import Database
+from aggregator.desk import signing_in, surveys
+from aggregator.desk.session import Sessions
+from aggregator.desk.trail import Trail
+from aggregator.home import AggregatorHome
+
+
+def add_desk(app: FastAPI, home: AggregatorHome, database: Database) -> None:
+    """Adds the desk's routes, and what they work on, to the API."""
+    app.state.home = home
+    app.state.desk_sessions = Sessions(database)
+    app.state.desk_trail = Trail(database)
+    for part in (signing_in, surveys):
+        app.include_router(part.router)

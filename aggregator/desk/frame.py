@@ -1,0 +1,39 @@
+"""The frame of the desk's pages: who is signed in, where one may go, what was just done."""
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+
+from aggregator.api.principal import principal
+from aggregator.desk.session import csrf
+from aggregator.pages.site import page
+
+PLACES = (
+    ("/desk", "Runs"),
+    ("/desk/launch", "Launch"),
+    ("/desk/sites", "Sites"),
+    ("/desk/audit", "Audit"),
+)
+"""Of the navigation; those that are there."""
+
+
+def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page of the desk: ``values``, and ``who``, ``csrf``, ``places``, ``here``.
+
+    Kept by no cache: what it shows is for who is signed in.
+    """
+    secret = getattr(request.state, "desk_secret", None)
+    routes = {getattr(route, "path", "") for route in request.app.routes}
+    answer = page(
+        template,
+        status=status,
+        who=principal(request),
+        csrf=csrf(secret) if secret else "",
+        places=[(path, name) for path, name in PLACES if path in routes],
+        here=request.url.path,
+        **values,
+    )
+    answer.headers["Cache-Control"] = "no-store"
+    answer.headers["Vary"] = "Cookie, Authorization"
+    return answer
