@@ -6,6 +6,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
+from shared.log_lines import LogFormat
 from shared.messages import Message, MessageError, StatusHeader, StatusQueryHeader, decode, encode
 from shared.threads import yield_cores
 from site_agent.cohort import CohortError, build_cohort
@@ -19,7 +20,7 @@ from site_agent.command_line import (
 )
 from site_agent.command_line import told as _told
 from site_agent.enrolment import enrol, pseudonym_key
-from site_agent.events import LogFormat, begin
+from site_agent.events import begin
 from site_agent.frames import call
 from site_agent.importer.cli import app as importer
 from site_agent.kit import ENROLMENT_FILE
@@ -210,9 +211,9 @@ def worker(home: Home = DEFAULT_HOME, log_format: Form = LogFormat.AUTO) -> None
 @app.command()
 def connect(home: Home = DEFAULT_HOME, log_format: Form = LogFormat.AUTO) -> None:
     """Connect the site to the aggregator, and stay connected. Reads no image."""
-    from site_agent.monitoring import MonitoringError
+    from shared.metrics_server import PortError
 
-    with _told(MonitoringError):
+    with _told(PortError):
         settings = read_settings(home, policy=False)
         from site_agent.supernode import connect as connect_site
 

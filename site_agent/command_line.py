@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from shared.log_lines import LogFormat
 from site_agent.cohort import CohortError
-from site_agent.events import LogFormat
 from site_agent.settings import SettingsError
 
 EXIT_FAILED = 1

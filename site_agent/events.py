@@ -7,9 +7,7 @@ into them. What is said of an incident in words is in ``logs/`` under its id (``
 
 import hashlib
 import hmac
-import re
 import secrets
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -18,21 +16,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-import structlog
-
 from shared.durable import write_durably
+from shared.log_lines import LogFormat, Value, line_writer, plain
 
-Value = str | int | float | bool | None
 SALT_FILE = Path("keys", "log.salt")
-
-
-class LogFormat(StrEnum):
-    """How lines are written."""
-
-    AUTO = "auto"
-    """JSON, unless to a terminal."""
-    JSON = "json"
-    TEXT = "text"
 
 
 class Event(StrEnum):
@@ -125,18 +112,7 @@ def begin(part: str, form: LogFormat, *, stream: TextIO | None = None) -> LogFor
     Gives the format, which is not ``auto`` any more. Before the first call nothing is written.
     """
     global _write
-    stream = stream or sys.stdout
-    if form is LogFormat.AUTO:
-        form = LogFormat.TEXT if stream.isatty() else LogFormat.JSON
-    if form is LogFormat.JSON:
-        shown: list[Any] = [
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ]
-    else:
-        shown = [structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)]
-    logger = structlog.wrap_logger(structlog.PrintLogger(stream), processors=shown, part=part)
-    _write = logger.msg
+    _write, form = line_writer(part, form, stream=stream)
     return form
 
 
@@ -151,16 +127,7 @@ def note(event: Event, /, **fields: Value) -> None:
     TALLY.count(event, fields)
     if _write is not None:
         with suppress(OSError, ValueError):  # a full disk, a reader that has gone
-            _write(event.value, **{name: _plain(value) for name, value in fields.items()})
-
-
-# No slash, so that no path is let through, and nothing longer than a hint.
-_PLAIN = re.compile(r"[A-Za-z0-9 .,:;()`'_+-]{0,240}")
-
-
-def _plain(value: Value) -> Value:
-    """The last guard: a text that no event of ours would hold is not written."""
-    return "withheld" if isinstance(value, str) and not _PLAIN.fullmatch(value) else value
+            _write(event.value, **{name: plain(value) for name, value in fields.items()})
 
 
 def log_salt(home: Path) -> bytes:

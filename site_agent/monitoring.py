@@ -5,31 +5,20 @@ is the worker's, asked anew for each request (``figures.py``). Counts only: no l
 that somebody else chose.
 """
 
-import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from shared.metrics_server import metrics_served
 from site_agent.events import TALLY, Event, note
 from site_agent.figures import Figures, ask_figures
 from site_agent.settings import SiteSettings
 
 CONTACT_WITHIN_S = 90.0
 """Ready is who heard from the aggregator so lately: heartbeats come every half minute."""
-_TIMEOUT_S = 10.0
-
-
-class MonitoringError(ValueError):
-    """Metrics that cannot be served; the text names the setting and the fix."""
 
 
 class SiteCollector(Collector):
@@ -115,70 +104,15 @@ def _last_contact(settings: SiteSettings) -> float:
 def monitored(settings: SiteSettings) -> Iterator[int]:
     """Serves them at ``metrics_port`` meanwhile; gives the port, 0 where none is set.
 
-    Raises ``MonitoringError`` where the port is not to be had.
+    Raises ``PortError`` where the port is not to be had.
     """
     if settings.metrics_port == 0:
         yield 0
         return
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(SiteCollector(settings))
 
-    class Handler(_Handler):
-        site = settings
-        metrics = registry
+    def checks() -> dict[str, bool]:
+        return readiness(settings, ask_figures(settings.figures_path))
 
-    try:
-        server = ThreadingHTTPServer(("127.0.0.1", settings.metrics_port), Handler)
-    except OSError as error:
-        raise MonitoringError(
-            f"metrics_port: cannot listen at port {settings.metrics_port} ({error.strerror}); "
-            "choose a free one above 1023, or 0 for none"
-        ) from None
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True)
-    thread.start()
-    note(Event.METRICS_SERVED, port=settings.metrics_port)
-    try:
+    with metrics_served(settings.metrics_port, SiteCollector(settings), checks):
+        note(Event.METRICS_SERVED, port=settings.metrics_port)
         yield settings.metrics_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """GET of three paths, nothing else."""
-
-    site: SiteSettings
-    metrics: CollectorRegistry
-    timeout = _TIMEOUT_S
-    server_version = "fedstill"
-    sys_version = ""
-
-    def do_GET(self) -> None:
-        """Answers."""
-        if self.path == "/metrics":
-            self._answer(HTTPStatus.OK, generate_latest(self.metrics), CONTENT_TYPE_LATEST)
-        elif self.path == "/livez":
-            self._answer_json(HTTPStatus.OK, {"alive": True})
-        elif self.path == "/readyz":
-            checks = readiness(self.site, ask_figures(self.site.figures_path))
-            ready = all(checks.values())
-            status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-            self._answer_json(status, {"ready": ready, "checks": checks})
-        else:
-            self._answer_json(HTTPStatus.NOT_FOUND, {"error": "/metrics, /livez or /readyz"})
-
-    def _answer_json(self, status: HTTPStatus, document: dict[str, Any]) -> None:
-        self._answer(status, json.dumps(document).encode() + b"\n", "application/json")
-
-    def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """A scrape is no event."""

@@ -57,7 +57,7 @@ def connect(settings: SiteSettings) -> int:
     """Connects the site and stays connected until SIGTERM or SIGINT; gives the exit code.
 
     Notes ``supernode ready`` once connected, and why not where it is not. Raises
-    ``MonitoringError`` where the metrics' port is not to be had.
+    ``PortError`` where the metrics' port is not to be had.
     """
     for path, fix in (
         (settings.key_path, "run `site-agent init` first"),

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
+from shared.log_lines import LogFormat
 from shared.processes import Process, ProcessError, become_subreaper, spawn, stop_all
 from shared.processes import wait_for_line as await_line
-from site_agent.events import Event, LogFormat, note
+from site_agent.events import Event, note
 from site_agent.settings import SiteSettings
 
 NEEDS_A_FIX = 2

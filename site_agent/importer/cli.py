@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from shared.log_lines import LogFormat
 from site_agent.command_line import DEFAULT_HOME, EXIT_FAILED, Form, Home, Json, told
 from site_agent.enrolment import pseudonym_key
-from site_agent.events import Event, LogFormat, begin, hashed, log_salt, note
+from site_agent.events import Event, begin, hashed, log_salt, note
 from site_agent.importer.spool import FullError, Spool, SpoolError
 from site_agent.settings import SettingsError, SiteSettings, read_settings
 

@@ -4,9 +4,10 @@ import logging
 
 import pytest
 
+from shared.log_lines import LogFormat
 from shared.messages import RefusalCode
 from site_agent import events
-from site_agent.events import FIELDS, Event, LogFormat, Tally, begin, hashed, log_salt, note
+from site_agent.events import FIELDS, Event, Tally, begin, hashed, log_salt, note
 from site_agent.incidents import RefusedError, incident_of
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from shared.metrics_server import PortError
 from site_agent import monitoring
 from site_agent.enrolment import enrol
 from site_agent.events import Tally
 from site_agent.figures import QUESTION, ask_figures, figures_of
 from site_agent.frames import recv_frame, send_frame
-from site_agent.monitoring import MonitoringError, monitored
+from site_agent.monitoring import monitored
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_no_port_no_server_and_a_taken_one_is_named(settings):
         assert port == 0
     with (
         monitored(settings),
-        pytest.raises(MonitoringError, match="metrics_port"),
+        pytest.raises(PortError, match="metrics_port"),
         monitored(settings),
     ):
         pass
