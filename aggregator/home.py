@@ -74,6 +74,11 @@ class AggregatorSettings(Frozen):
         pattern=r"^(/[A-Za-z0-9/_-]*)?$",
         description="nginx location, internal, of the blobs' folder, which then sends the files",
     )
+    edge_log: str = Field(
+        "",
+        pattern=r"^(/\S.*)?$",
+        description="folder where the edge proxy logs what it answers by itself; empty: it may not",
+    )
 
     desk: bool = Field(
         True, description="serve the coordinators' desk, /desk, to who has a token of launch:run"

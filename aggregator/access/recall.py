@@ -1,7 +1,8 @@
 """Answers of the database kept while it does not change, so that few requests ask it.
 
 SQLite tells that another connection has committed (``PRAGMA data_version``): what is kept is as
-fresh as what is asked. PostgreSQL does not: there an answer is kept for half a second at most.
+fresh as what is asked. PostgreSQL does not: there an answer is kept for half a second at most, and no second's end is
+within: until there what was answered may be kept elsewhere (``aggregator/api/edge.py``).
 """
 
 import sqlite3
@@ -64,7 +65,7 @@ class Recall:
 
     def _now(self) -> int:
         if self._file is None:
-            return int(time.monotonic() / KEPT_S)
+            return int(time.time() / KEPT_S)
         if self._watch is None:
             self._watch = sqlite3.connect(
                 self._file, check_same_thread=False, isolation_level=None, timeout=30.0

@@ -50,3 +50,12 @@ class DownloadRow(Base):
     number: Mapped[int]
     path: Mapped[str] = mapped_column(String(128))
     bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class EdgeLogRow(Base):
+    """How much of a file of the edge proxy's log is in the trail of downloads."""
+
+    __tablename__ = "edge_logs"
+
+    file: Mapped[str] = mapped_column(String(64), primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)

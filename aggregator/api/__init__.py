@@ -18,13 +18,25 @@ from starlette.exceptions import HTTPException
 
 from aggregator.access.agreements import Agreements
 from aggregator.access.audit import Audit
+from aggregator.access.edge_log import EdgeLog
 from aggregator.access.recall import Recall
 from aggregator.access.tokens import Tokens
-from aggregator.api import agreements, croissant, datasets, files, health, hugging_face, publisher
+from aggregator.api import (
+    agreements,
+    croissant,
+    datasets,
+    edge,
+    files,
+    health,
+    hugging_face,
+    publisher,
+)
 from aggregator.api.errors import ApiError
 from aggregator.api.gate import Gate
 from aggregator.api.models import PROBLEMS, document
+from aggregator.api.rates import Rates
 from aggregator.catalog import Catalog
+from aggregator.database import Database
 from aggregator.desk import add_desk
 from aggregator.desk.signing_in import led_to_sign_in
 from aggregator.heads import Heads
@@ -41,10 +53,16 @@ def create_app(home: Path) -> FastAPI:
     catalog = Catalog(place.catalog)
     recall = Recall(catalog.database)
     audit = Audit(catalog.database)
+    rates = Rates(settings.api_requests_a_minute)
+    edge_log = _edge_log(settings.edge_log, catalog.database, rates)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if edge_log is not None:
+            edge_log.start()
         yield
+        if edge_log is not None:
+            edge_log.close()
         audit.close()
         recall.close()
         catalog.close()
@@ -61,6 +79,8 @@ def create_app(home: Path) -> FastAPI:
     app.state.catalog = catalog
     app.state.recall = recall
     app.state.audit = audit
+    app.state.rates = rates
+    app.state.edge_log = edge_log
     app.state.agreements = Agreements(catalog.database)
     app.state.accel_prefix = settings.accel_prefix
     app.state.store = BlobStore(place.blobs)
@@ -70,6 +90,8 @@ def create_app(home: Path) -> FastAPI:
     app.state.publisher_keys = keys
     app.state.heads = Heads(keys, days=settings.head_days)
     app.include_router(files.router)  # asked for most: found first
+    if edge_log is not None:
+        app.include_router(edge.router)
     app.include_router(datasets.router)
     app.include_router(agreements.router)
     app.include_router(health.router)
@@ -89,12 +111,21 @@ def create_app(home: Path) -> FastAPI:
         tokens=Tokens(catalog.database),
         recall=recall,
         refuse=_api_error,
-        requests_a_minute=settings.api_requests_a_minute,
+        rates=rates,
+        uncounted=edge.PATH if edge_log is not None else "",
         behind_proxy=settings.behind_proxy,
     )
     described = document(title=app.title, version=app.version, routes=app.routes)
     app.openapi = lambda: described  # type: ignore[method-assign]
     return app
+
+
+def _edge_log(folder: str, database: Database, rates: Rates) -> EdgeLog | None:
+    if not folder:
+        return None
+    return EdgeLog(
+        Path(folder), database, report=lambda who, requests: rates.reported(f"name {who}", requests)
+    )
 
 
 def _api_error(request: Request, error: Exception) -> Response:

@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from aggregator.access.audit import Audit, Download
 from aggregator.access.tokens import stamp
+from aggregator.api import edge
 from aggregator.api.datasets import Part, Revision, find_version, strict
 from aggregator.api.errors import ApiError, not_found
 from aggregator.api.models import FILE
@@ -95,6 +96,9 @@ async def resolve(
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
     suffix = file.path[file.path.rfind(".") :]
     media_type = MEDIA_TYPES.get(suffix, "application/octet-stream")
+    kept = not span and edge.may_keep(request, version, size=file.bytes)
+    if kept:
+        headers["X-Accel-Expires"] = str(edge.KEPT_S)
     if request.method == "HEAD":
         return Response(headers=headers, media_type=media_type)
     audit: Audit = request.app.state.audit
@@ -117,7 +121,7 @@ async def resolve(
 
     store: BlobStore = request.app.state.store
     place, prefix = store.path(file.sha256), request.app.state.accel_prefix
-    if prefix and place is not None and "If-Range" not in request.headers:
+    if prefix and place is not None and not kept and "If-Range" not in request.headers:
         # nginx knows ranges and other names of content than ours: those with If-Range are ours.
         record(end - start)
         headers["X-Accel-Redirect"] = f"{prefix.rstrip('/')}/{file.sha256[:2]}/{file.sha256}"
