@@ -7,7 +7,7 @@ Each page has a twin below ``/api/desk/`` that answers the same in JSON, to who 
 from fastapi import FastAPI
 
 from aggregator.database import Database
-from aggregator.desk import signing_in, surveys
+from aggregator.desk import audit, hospitals, signing_in, surveys
 from aggregator.desk.session import Sessions
 from aggregator.desk.trail import Trail
 from aggregator.home import AggregatorHome
@@ -18,5 +18,5 @@ def add_desk(app: FastAPI, home: AggregatorHome, database: Database) -> None:
     app.state.home = home
     app.state.desk_sessions = Sessions(database)
     app.state.desk_trail = Trail(database)
-    for part in (signing_in, surveys):
+    for part in (signing_in, surveys, hospitals, audit):
         app.include_router(part.router)

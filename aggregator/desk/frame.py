@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse
 
 from aggregator.api.principal import principal
 from aggregator.desk.session import csrf
+from aggregator.desk.trail import Action, Trail
 from aggregator.pages.site import page
 
 PLACES = (
@@ -19,8 +20,9 @@ PLACES = (
 
 
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page of the desk: ``values``, and ``who``, ``csrf``, ``places``, ``here``.
+    """A page of the desk: ``values``, and ``who``, ``csrf``, ``places``, ``here``, ``notice``.
 
+    ``notice`` is what who asks did last, where an action led here (``?done=1``).
     Kept by no cache: what it shows is for who is signed in.
     """
     secret = getattr(request.state, "desk_secret", None)
@@ -32,8 +34,17 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         csrf=csrf(secret) if secret else "",
         places=[(path, name) for path, name in PLACES if path in routes],
         here=request.url.path,
+        notice=_notice(request),
         **values,
     )
     answer.headers["Cache-Control"] = "no-store"
     answer.headers["Vary"] = "Cookie, Authorization"
     return answer
+
+
+def _notice(request: Request) -> Action | None:
+    who, trail = principal(request), request.app.state.desk_trail
+    if "done" not in request.query_params or not who.name:
+        return None
+    assert isinstance(trail, Trail)
+    return next(iter(trail.newest(by=who.name, limit=1)[0]), None)

@@ -42,10 +42,17 @@ class Trail:
             session.add(ActionRow(**action.model_dump()))
 
     def newest(
-        self, *, run: str | None = None, offset: int = 0, limit: int = 50
+        self,
+        *,
+        run: str | None = None,
+        by: str | None = None,
+        offset: int = 0,
+        limit: int = 50,
     ) -> tuple[list[Action], int]:
-        """The newest first, of one run (the beginning of its digest) or of all; how many in all."""
+        """The newest first, and how many in all; ``run`` is the beginning of a digest."""
         chosen = select(ActionRow)
+        if by is not None:
+            chosen = chosen.where(ActionRow.principal == by)
         if run is not None:
             chosen = chosen.where(ActionRow.run.startswith(run, autoescape=True))
         query = chosen.order_by(ActionRow.id.desc()).offset(offset).limit(limit)

@@ -116,6 +116,7 @@ def _templates() -> Environment:
     environment.filters["size"] = readable_size
     environment.filters["guarantee"] = guarantee
     environment.filters["moment"] = moment
+    environment.filters["ago"] = ago
     return environment
 
 
@@ -134,6 +135,14 @@ def moment(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def ago(seconds: float) -> str:
+    """How long ago, for a person: ``12 s ago``, ``3 h ago``."""
+    for unit, length, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < most:
+            return f"{max(0.0, seconds) / length:.0f} {unit} ago"
+    return f"{seconds / 86_400:.0f} days ago"
 
 
 def guarantee(dp: Any) -> str:

@@ -1,0 +1,90 @@
+import json
+import sqlite3
+import time
+from contextlib import closing
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fastapi.testclient import TestClient
+
+from aggregator.desk.hospitals import federation, presences
+from aggregator.home import AggregatorHome
+from tests.aggregator.desk.conftest import FIRST
+
+
+def public_key() -> str:
+    key = ec.generate_private_key(ec.SECP384R1()).public_key()
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+@pytest.fixture
+def enrolled(home: AggregatorHome) -> AggregatorHome:
+    for name in ("hospital-a", "hospital-b"):
+        record = {"version": 1, "name": name, "flower_public_key": public_key()}
+        (home.sites / f"{name}.json").write_text(json.dumps(record))
+    home.revoked.mkdir()
+    gone = {"version": 1, "name": "hospital-z", "flower_public_key": public_key()}
+    (home.revoked / "hospital-z-1.json").write_text(json.dumps(gone))
+    return home
+
+
+def write_nodes(home: AggregatorHome, *rows: tuple[str, str, float, float]) -> None:
+    home.database.parent.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(home.database)) as database, database:
+        database.execute(
+            "CREATE TABLE node (name VARCHAR, status VARCHAR, online_until FLOAT, "
+            "heartbeat_interval FLOAT)"
+        )
+        database.executemany("INSERT INTO node VALUES (?, ?, ?, ?)", rows)
+
+
+def test_who_is_there_is_read_from_the_superlinks_database(enrolled: AggregatorHome) -> None:
+    now = time.time()
+    write_nodes(
+        enrolled,
+        ("hospital-a", "online", now + 50, 30.0),
+        ("hospital-b", "online", now - 5, 30.0),
+        ("hospital-z", "unregistered", now + 50, 30.0),
+    )
+    found = {one.name: one for one in federation(enrolled).sites}
+    assert [found[name].online for name in ("hospital-a", "hospital-b")] == [True, False]
+    assert found["hospital-a"].heartbeat == pytest.approx(now - 10)
+    assert found["hospital-z"].revoked and found["hospital-z"].online is None
+    assert [run.name for run in found["hospital-a"].runs] == ["second", "first"]
+    assert found["hospital-a"].runs[0].why == "has not been asked yet"
+
+
+def test_without_a_superlink_nothing_is_made_up(enrolled: AggregatorHome) -> None:
+    assert presences(enrolled) == {}
+    enrolled.database.parent.mkdir(exist_ok=True)
+    enrolled.database.write_bytes(b"not a database")
+    assert presences(enrolled) == {}
+    assert {one.online for one in federation(enrolled).sites} == {None}
+
+
+def test_flowers_own_table_is_what_is_read() -> None:
+    """The columns are those of the pinned Flower: a change of its schema fails here."""
+    from flwr.supercore.state.schema.linkstate_tables import create_linkstate_metadata
+
+    columns = set(create_linkstate_metadata().tables["node"].columns.keys())
+    assert {"name", "status", "online_until", "heartbeat_interval"} <= columns
+
+
+def test_the_page_and_its_twin_show_the_same(enrolled: AggregatorHome, desk: TestClient) -> None:
+    page, twin = desk.get("/desk/sites"), desk.get("/api/desk/sites").json()
+    assert page.status_code == 200
+    for site in twin["sites"]:
+        assert f'id="{site["name"]}"' in page.text
+        for run in site["runs"]:
+            assert f"/desk/runs/{run['digest'][:16]}" in page.text
+    assert FIRST.digest() in str(twin)
+    assert "ecdsa" not in page.text + str(twin)
+
+
+def test_a_damaged_record_is_named(enrolled: AggregatorHome, desk: TestClient) -> None:
+    (enrolled.sites / "hospital-a.json").write_text("{")
+    answer = desk.get("/api/desk/sites")
+    assert answer.status_code == 409
+    assert "hospital-a.json" in answer.json()["error"]
+    assert str(enrolled.root) not in answer.text
