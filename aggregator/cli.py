@@ -28,7 +28,9 @@ from aggregator.command_line import (
 from aggregator.coordinator_command import app as coordinator_app
 from aggregator.doctor_command import doctor
 from aggregator.home import AggregatorHome, create_home
+from aggregator.vacuum_command import vacuum
 from shared.contract import read_contract
+from shared.log_lines import LogFormat
 from shared.threads import yield_cores
 
 app = typer.Typer(
@@ -50,6 +52,7 @@ app.command("downloads")(dataset_command.list_downloads)
 app.command()(doctor)
 app.command()(backup)
 app.command()(restore)
+app.command()(vacuum)
 
 
 @app.command()
@@ -99,12 +102,24 @@ def init(
 
 
 @app.command()
-def up(home: Home = DEFAULT_HOME) -> None:
+def up(
+    home: Home = DEFAULT_HOME,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            envvar="FEDSTILL_LOG_FORMAT",
+            help="One line an event: json, or text; auto is text in a terminal.",
+        ),
+    ] = LogFormat.AUTO,
+) -> None:
     """Runs the SuperLink and the release API until Ctrl-C, and starts them again if they end."""
+    from aggregator.events import begin
+
     with clear_errors():
         from aggregator.services import run_services
 
-        code = run_services(create_home(existing(home).root, {}), say=lambda text: typer.echo(text))
+        place = create_home(existing(home).root, {})
+        code = run_services(place, form=begin(log_format))
     raise typer.Exit(code)
 
 

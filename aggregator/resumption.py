@@ -33,8 +33,11 @@ class Attempts:
     not_before: float = field(default=float("-inf"))
 
 
-def go_on(home: AggregatorHome, stop: threading.Event, say: Callable[[str], None]) -> None:
-    """Looks and goes on until ``stop`` is set; a SuperLink that is down is waited for."""
+def go_on(home: AggregatorHome, stop: threading.Event, tell: Callable[[str], None]) -> None:
+    """Looks and goes on until ``stop`` is set; a SuperLink that is down is waited for.
+
+    ``tell`` is given the name of each run that goes on.
+    """
     attempts: dict[str, Attempts] = {}
     while not stop.wait(LOOK_EVERY_S):
         if not waiting_runs(home) and not submitted_runs(home):
@@ -42,7 +45,7 @@ def go_on(home: AggregatorHome, stop: threading.Event, say: Callable[[str], None
         try:
             with superlink(home) as link:
                 for run in resume_runs(home, link, attempts=attempts):
-                    say(f"run {run} goes on")
+                    tell(run)
         except (SuperLinkError, EnrolmentError, OSError):
             continue  # it is being started again
 

@@ -1,29 +1,30 @@
-"""`aggregator up`: the SuperLink and the release API, supervised as two child processes."""
+"""`aggregator up`: the SuperLink and the release API, supervised as child processes."""
 
 import os
 import signal
 import socket
-import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from aggregator.enrolment import EnrolmentError, register_sites, revoked_keys
+from aggregator.enrolment import register_sites, revoked_keys
+from aggregator.events import Event, note
 from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError
 from aggregator.occupancy import occupied
 from aggregator.resumption import go_on
 from aggregator.superlink import (
     READY_LINE,
     READY_WITHIN_S,
-    SuperLinkError,
     superlink,
     superlink_command,
     superlink_environment,
     tidy_database,
 )
+from aggregator.supervisor import GRACE_S, Service, Supervisor
+from aggregator.vacuum import done, size_of, wanted
+from shared.log_lines import LogFormat, settled
 from shared.processes import (
     Process,
     ProcessError,
@@ -33,13 +34,9 @@ from shared.processes import (
     wait_for_line,
 )
 
-GRACE_S = 8.0
+FORMAT_VARIABLE = "FEDSTILL_LOG_FORMAT"
 GRACEFUL_S = 5
 """What downloads have left when the API stops; then what they got is written down."""
-RESTART_AFTER_S = 2.0
-SETTLED_S = 60.0
-"""A program that ran this long and ends is started again at once; one that did not, ever later."""
-MAX_RESTART_AFTER_S = 30.0
 PORT_FREE_WITHIN_S = 12.0
 """What a killed ``up`` leaves behind ends within this time."""
 
@@ -48,16 +45,8 @@ class ServiceError(RuntimeError):
     """A program that cannot be started; the text says why."""
 
 
-@dataclass(frozen=True)
-class Service:
-    """A program of the aggregator and how it is started."""
-
-    name: str
-    start: Callable[[], Process]
-
-
-def run_services(home: AggregatorHome, *, say: Callable[[str], None]) -> int:
-    """Starts both, says when they are ready, and keeps them up until SIGTERM or SIGINT.
+def run_services(home: AggregatorHome, *, form: LogFormat) -> int:
+    """Starts all, says when they are ready, and keeps them up until SIGTERM or SIGINT.
 
     Raises ``ServiceError`` where one cannot be started the first time, ``OccupiedError`` where it
     runs already.
@@ -67,53 +56,42 @@ def run_services(home: AggregatorHome, *, say: Callable[[str], None]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     services = [
-        Service("superlink", lambda: start_superlink(home)),
-        Service("api", lambda: start_api(home)),
+        Service("superlink", partial(start_superlink, home)),
+        Service("api", partial(start_api, home, form=form)),
     ]
-    running: dict[str, Process] = {}
+    supervisor = Supervisor(services, log=home.logs / "up.log")
+    settings = home.settings
     try:
         with occupied(home):
-            _await_port("127.0.0.1", home.settings.superlink_port, field="superlink_port")
-            _await_port(home.settings.api_host, home.settings.api_port, field="api_port")
-            for service in services:
-                running[service.name] = service.start()
-            say(f"SuperLink ready on {home.superlink_address} (TLS), release API on {home.api_url}")
-            going_on = threading.Thread(target=go_on, args=(home, stop, say), daemon=True)
+            _await_port("127.0.0.1", settings.superlink_port, field="superlink_port")
+            _await_port(settings.api_host, settings.api_port, field="api_port")
+            supervisor.begin()
+            api = home.api_url.removeprefix("http://")
+            note(Event.READY, superlink=home.superlink_address, api=api)
+            going_on = threading.Thread(
+                target=go_on, args=(home, stop, _tell_run), daemon=True, name="runs"
+            )
             going_on.start()
-            _supervise(services, running, stop=stop, say=say)
+            supervisor.watch(stop, errands=[partial(_vacuum, home, supervisor)])
     except ProcessError as error:
         raise ServiceError(str(error)) from None
     finally:
-        stop_all(list(running.values()), grace_s=GRACE_S)
+        supervisor.end()
+    note(Event.STOPPED)
     return 0
 
 
-def _supervise(
-    services: list[Service],
-    running: dict[str, Process],
-    *,
-    stop: threading.Event,
-    say: Callable[[str], None],
-) -> None:
-    started = dict.fromkeys(running, time.monotonic())
-    pause_s = dict.fromkeys(running, RESTART_AFTER_S)
-    while not stop.wait(0.5):
-        for service in services:
-            code = running[service.name].poll()
-            if code is None:
-                continue
-            if time.monotonic() - started[service.name] > SETTLED_S:
-                pause_s[service.name] = RESTART_AFTER_S
-            say(f"{service.name} ended with {code}; starting it again")
-            if stop.wait(pause_s[service.name]):
-                return
-            pause_s[service.name] = min(2 * pause_s[service.name], MAX_RESTART_AFTER_S)
-            started[service.name] = time.monotonic()
-            stop_all([running[service.name]], grace_s=1.0)
-            try:
-                running[service.name] = service.start()
-            except (ProcessError, SuperLinkError, EnrolmentError, sqlite3.Error) as error:
-                say(str(error))
+def _tell_run(run: str) -> None:
+    note(Event.RUN_GOES_ON, run=run)
+
+
+def _vacuum(home: AggregatorHome, supervisor: Supervisor) -> None:
+    """Starts the SuperLink again where somebody asked for it and no run is worked on."""
+    if wanted(home):
+        before = size_of(home.database)
+        supervisor.replace("superlink")  # its start vacuums
+        won = done(home, before=before)
+        note(Event.VACUUMED, bytes_before=won.before, bytes_after=won.after)
 
 
 def start_superlink(home: AggregatorHome) -> Process:
@@ -135,12 +113,12 @@ def start_superlink(home: AggregatorHome) -> Process:
     return process
 
 
-def start_api(home: AggregatorHome) -> Process:
-    """Starts the release API."""
+def start_api(home: AggregatorHome, *, form: LogFormat) -> Process:
+    """Starts the release API, whose log has that format."""
     process = spawn(
         [sys.executable, "-P", "-m", "aggregator.services"],
         log=home.logs / "api.log",
-        env={HOME_VARIABLE: str(home.root)},
+        env={HOME_VARIABLE: str(home.root), FORMAT_VARIABLE: form.value},
     )
     try:
         wait_for_line(process, READY_LINE, timeout_s=READY_WITHIN_S)
@@ -173,10 +151,12 @@ def serve_api() -> None:
     import uvicorn
 
     from aggregator.api import create_app
+    from aggregator.api.log import log_config
     from aggregator.database import DatabaseError
     from aggregator.store import StoreError
 
     home = AggregatorHome(Path(os.environ[HOME_VARIABLE]))
+    form = settled(LogFormat(os.environ.get(FORMAT_VARIABLE, LogFormat.AUTO)))
     try:
         app = create_app(home.root)
     except (DatabaseError, HomeError, StoreError) as error:
@@ -189,6 +169,8 @@ def serve_api() -> None:
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_S,
+        log_config=log_config(form),
+        access_log=False,  # addresses are personal data, and paths may name who asks for what
     )
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, TextIO
 
-import structlog
-
 Value = str | int | float | bool | None
 
 
@@ -36,6 +34,8 @@ def line_writer(
     part: str, form: LogFormat, *, stream: TextIO | None = None
 ) -> tuple[Callable[..., Any], LogFormat]:
     """Writes an event and its fields to ``stream`` (stdout), with the ``part`` that speaks."""
+    import structlog  # commands that write no log do without it
+
     stream = stream or sys.stdout
     form = settled(form, stream)
     if form is LogFormat.JSON:

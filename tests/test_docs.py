@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from aggregator.api import create_app
+from aggregator.events import FIELDS as AGGREGATOR_FIELDS
 from aggregator.home import AggregatorSettings
 from aggregator.lifecycle import ALLOWED
 from shared.contract import RunContract
@@ -152,6 +153,7 @@ def test_every_choice_of_a_contract_is_documented() -> None:
                 "doctor",
                 "backup",
                 "restore",
+                "vacuum",
                 "simulate",
                 "attack",
             ],
@@ -262,3 +264,10 @@ def test_every_state_of_a_run_and_what_may_follow_is_documented() -> None:
 def test_the_terms_of_a_run_are_documented() -> None:
     for option in ("--quorum", "--round-timeout", "--patience", "below_quorum"):
         assert option in PAGES["docs/coordinator.md"]
+
+
+def test_every_event_of_the_aggregator_and_its_fields_are_documented() -> None:
+    page = PAGES["docs/deployment.md"]
+    for event, names in AGGREGATOR_FIELDS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{event.value}` |")]
+        assert all(f"`{name}`" in row for name in names), f"docs/deployment.md: {event.value}"

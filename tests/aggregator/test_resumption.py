@@ -180,11 +180,11 @@ def test_going_on_survives_a_superlink_that_is_down(
 
         def __exit__(self, *_: object) -> None: ...
 
-    def say(text: str) -> None:
-        assert text == f"run {run.name} goes on"
+    def tell(name: str) -> None:
+        assert name == run.name
         stop.set()
 
     monkeypatch.setattr(resumption, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(resumption, "superlink", lambda _: Connection())
-    go_on(home, stop, say)
+    go_on(home, stop, tell)
     assert len(tries) == 3 and link.started == [run.name]

@@ -1,13 +1,11 @@
 import socket
-import threading
 from pathlib import Path
 
 import pytest
 
 from aggregator import services
 from aggregator.home import AggregatorHome, create_home
-from aggregator.services import Service, ServiceError
-from shared.processes import Process, ProcessError, spawn, stop_all
+from aggregator.services import ServiceError
 
 
 @pytest.fixture
@@ -24,32 +22,6 @@ def test_a_port_in_use_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(ServiceError, match=f"port {port} .*superlink_port"):
             services._await_port("127.0.0.1", port, field="superlink_port")
     services._await_port("127.0.0.1", port, field="superlink_port")
-
-
-def test_a_program_that_ends_is_started_again_even_if_that_fails_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(services, "RESTART_AFTER_S", 0.01)
-    stop, said, starts = threading.Event(), list[str](), 0
-
-    def start() -> Process:
-        nonlocal starts
-        starts += 1
-        if starts == 1:
-            raise ProcessError("the port is taken")
-        stop.set()
-        return spawn(["sleep", "60"], log=tmp_path / "program.log")
-
-    first = spawn(["false"], log=tmp_path / "program.log")
-    first.wait(10)
-    running = {"program": first}
-    try:
-        services._supervise([Service("program", start)], running, stop=stop, say=said.append)
-        assert running["program"].poll() is None
-    finally:
-        stop_all(list(running.values()), grace_s=5)
-    assert starts == 2
-    assert said[:2] == ["program ended with 1; starting it again", "the port is taken"]
 
 
 @pytest.mark.parametrize(
