@@ -83,9 +83,23 @@ class HospitalsView(Frozen):
     """What the hospitals said of the finished run."""
 
     asked: tuple[str, ...]
+    sets: tuple[str, ...] = Field(description="training sets, ``seeds`` networks each")
+    seeds: int
+    anchor: bool = Field(description="whether the anchor was judged too, last")
     figures: dict[str, SiteFigures]
     verdicts: dict[str, SiteVerdict]
     problems: dict[str, str] = Field(description="why a site gave none")
+
+    def psnr_db(self, site: str) -> dict[str, float] | None:
+        """What a site measured, the mean over seeds of each set; None where it gave no figures."""
+        if site not in self.figures:
+            return None
+        given = self.figures[site].psnr_db
+        found = {"input": given[0]}
+        for number, name in enumerate(self.sets):
+            of_set = given[1 + number * self.seeds : 1 + (number + 1) * self.seeds]
+            found[name] = sum(of_set) / len(of_set) if of_set else float("nan")
+        return found | ({"anchor": given[-1]} if self.anchor else {})
 
 
 class RunView(Frozen):

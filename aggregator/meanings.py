@@ -58,7 +58,7 @@ REFUSALS: dict[RefusalCode, str] = {
     RefusalCode.WORKER_UNREACHABLE: "its worker does not run: site-agent up",
     RefusalCode.INTERNAL: "an error of its own: its log has it under the incident",
 }
-_CODE = re.compile(r"refused: ([a-z-]+)")
+_CODE = re.compile(r"refused: ([a-z-]+)(?: \(incident (\w+)\))?")
 
 
 def why_it_waits(name: str, state: str | None, reason: str) -> str:
@@ -69,7 +69,8 @@ def why_it_waits(name: str, state: str | None, reason: str) -> str:
     told = reason.removeprefix(f"{name}: ")
     if state == "refused" and (code := _CODE.match(told)):
         known = [meaning for one, meaning in REFUSALS.items() if one == code[1]]
-        return f"{words}: {known[0] if known else code[1]} ({told.removeprefix('refused: ')})"
+        incident = f", incident {code[2]} in its log" if code[2] else ""
+        return f"{words}: {known[0] if known else 'for a reason of its own'} ({code[1]}{incident})"
     if state == "rejected":
         return f"{words}: {told}"
     return words

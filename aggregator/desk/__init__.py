@@ -4,10 +4,12 @@ Each page has a twin below ``/api/desk/`` that answers the same in JSON, to who 
 ``launch:run`` or ``admin``. Every page works without JavaScript.
 """
 
+import threading
+
 from fastapi import FastAPI
 
 from aggregator.database import Database
-from aggregator.desk import audit, hospitals, signing_in, surveys
+from aggregator.desk import audit, events, evolution, hospitals, run_page, signing_in, surveys
 from aggregator.desk.session import Sessions
 from aggregator.desk.trail import Trail
 from aggregator.home import AggregatorHome
@@ -16,7 +18,10 @@ from aggregator.home import AggregatorHome
 def add_desk(app: FastAPI, home: AggregatorHome, database: Database) -> None:
     """Adds the desk's routes, and what they work on, to the API."""
     app.state.home = home
+    app.state.stopping = threading.Event()
     app.state.desk_sessions = Sessions(database)
     app.state.desk_trail = Trail(database)
     for part in (signing_in, surveys, hospitals, audit):
+        app.include_router(part.router)
+    for part in (events, evolution, run_page):
         app.include_router(part.router)

@@ -15,7 +15,6 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse
-from markupsafe import Markup
 from pydantic import ValidationError
 
 from aggregator.access.principals import Standing
@@ -24,9 +23,10 @@ from aggregator.api.errors import ApiError
 from aggregator.api.principal import principal, standing
 from aggregator.catalog import Catalog, Version
 from aggregator.pages import cards
+from aggregator.pages.bars import bars, remarks
 from aggregator.pages.site import page
 from aggregator.store import BlobStore, StoreError
-from aggregator.worth import ROW_TITLES, Row, Utility, worth
+from aggregator.worth import Utility
 from shared.release.manifest import MANIFEST, MAX_DOCUMENT_BYTES, SUMS
 
 router = APIRouter(include_in_schema=False)
@@ -40,18 +40,6 @@ MEASURED, PRIVATE = "What it is worth", "Privacy"
 """Sections of a card that the page has in places of their own."""
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 _HOST = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A row of the utility table: what it is, its figures, and where its mark stands, 0 to 100."""
-
-    name: str
-    trained_on: Markup
-    row: Row
-    at: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -137,8 +125,8 @@ def _version_page(request: Request, version: Version, versions_page: int) -> HTM
         card=[section for section in card if section.title not in own],
         measured=next((part.body for part in card if part.title == MEASURED), None),
         private=private or tuple(part for part in card if part.title == PRIVATE),
-        bars=_bars(utility) if utility else (),
-        remarks=_remarks(utility) if utility else "",
+        bars=bars(utility) if utility else (),
+        remarks=remarks(utility) if utility else "",
         pairs=PAIRS if reads and version.file(PAIRS) else None,
         sheet=SHEET if reads and version.file(SHEET) else None,
         bytes=sum(file.bytes for file in version.files),
@@ -250,34 +238,3 @@ def _utility(text: str) -> Utility | None:
         return Utility.model_validate(found) if found else None
     except (ValueError, AttributeError, RecursionError, ValidationError):
         return None
-
-
-def _bars(utility: Utility) -> list[Bar]:
-    """The rows as a card has them, on one scale."""
-    figures = [row.psnr for row in utility.rows.values()]
-    low = min((figure.mean - figure.std for figure in figures), default=0.0)
-    high = max((figure.mean + figure.std for figure in figures), default=1.0)
-    margin = 0.04 * (high - low) or 1.0
-    low, high = low - margin, high + margin
-
-    def place(value: float) -> float:
-        return round(100 * (value - low) / (high - low), 2)
-
-    order = [*ROW_TITLES, *sorted(set(utility.rows) - set(ROW_TITLES))]
-    return [
-        Bar(
-            name=name,
-            trained_on=cards.rendered(ROW_TITLES.get(name, "not described")),
-            row=row,
-            at=place(row.psnr.mean),
-            low=place(row.psnr.mean - row.psnr.std),
-            high=place(row.psnr.mean + row.psnr.std),
-        )
-        for name in order
-        if (row := utility.rows.get(name)) is not None
-    ]
-
-
-def _remarks(utility: Utility) -> Markup:
-    """What a card says below its table: intervals, the gate, on whom it was measured."""
-    return cards.rendered(worth(utility).partition("\n\n")[2])

@@ -93,7 +93,8 @@ def test_a_site_says_in_words_why_it_is_waited_for(home: AggregatorHome, run: Pa
         {"time": 12, "sites": {"b": {"state": "offline", "waited_s": 2, "reason": "b is not ..."}}},
     )
     first, second = run_view(home, run.name).sites
-    assert first.why == "refuses: its privacy budget is spent (budget-spent (incident 12ab))"
+    why = "refuses: its privacy budget is spent (budget-spent, incident 12ab in its log)"
+    assert first.why == why
     assert (second.since, second.why) == (10, SITES["offline"])
 
 

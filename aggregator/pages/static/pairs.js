@@ -1,7 +1,7 @@
 // Reads pairs out of pairs.safetensors by byte ranges: the header first, then only what is looked at.
 //
 // The file is eight bytes of header length (little endian), the header as JSON, and the tensors.
-// HQ and LQ are float32 in window units. Three layouts of LQ are read:
+// HQ and LQ are float32 in window units, or float16 where a run keeps what it had after a round. Three layouts of LQ are read:
 //   lq (N, 1, S, S) beside hq (N, 1, S, S), where `task` (int32) is each pair's place in the tasks;
 //   lq (T, N, 1, S, S), or (T N, 1, S, S) task by task, over one set of hq (N, 1, S, S);
 //   a tensor for each task, lq.NAME (or lq/NAME, lq_NAME), over one set of hq.
@@ -9,7 +9,14 @@
 const FIRST_BYTES = 64 * 1024;
 const MAX_HEADER_BYTES = 1024 * 1024;
 const KEPT_PAIRS = 16;
-const WIDTHS = { F32: 4, I32: 4, I64: 8 };
+const WIDTHS = { F16: 2, F32: 4, I32: 4, I64: 8 };
+
+/** Half floats, IEEE 754: a sign, five bits of exponent, ten of fraction. */
+function fromHalf(bits) {
+  const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023];
+  const size = exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : (fraction / 1024) * 2 ** -14;
+  return bits >> 15 ? -size : size;
+}
 
 class Source {
   constructor(address) {
@@ -60,7 +67,7 @@ export class Pairs {
   /** Works out which LQ and which HQ make the pairs of each task. */
   async arrange() {
     const { hq, lq, task } = this.tensors;
-    if (hq?.dtype !== "F32") throw new Error("the file has no float32 hq");
+    if (!["F16", "F32"].includes(hq?.dtype)) throw new Error("the file has no hq in floats");
     this.size = hq.shape.at(-1);
     if (hq.shape.at(-2) !== this.size) throw new Error("the images are not square");
     const images = hq.shape[0];
@@ -106,9 +113,10 @@ export class Pairs {
   }
 
   async image(key, index) {
-    if (this.tensors[key].dtype !== "F32") throw new Error(`${key} is not float32`);
-    const pixels = this.size ** 2;
-    return new Float32Array(await this.bytes(key, index * pixels, (index + 1) * pixels));
+    const [{ dtype }, pixels] = [this.tensors[key], this.size ** 2];
+    if (!["F16", "F32"].includes(dtype)) throw new Error(`${key} has no floats`);
+    const content = await this.bytes(key, index * pixels, (index + 1) * pixels);
+    return dtype === "F32" ? new Float32Array(content) : Float32Array.from(new Uint16Array(content), fromHalf);
   }
 
   async integers(key) {

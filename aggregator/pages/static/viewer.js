@@ -10,7 +10,6 @@ const CT_WINDOWS = [
   ["soft tissue", 400, 40],
   ["bone", 1800, 400],
 ];
-const at = (id) => document.getElementById(id);
 const limited = (value, low, high) => Math.min(Math.max(value, low), high);
 
 /** 1, 2 or 5 times a power of ten, not below value: as the contact sheet has it. */
@@ -19,9 +18,13 @@ function roundUp(value) {
   return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
 }
 
-class Viewer {
-  constructor(pairs) {
+/** One viewer: `root` is its template's element, which names the suffix of the ids below it. */
+export class Viewer {
+  constructor(pairs, root) {
+    this.root = root;
     this.pairs = pairs;
+    this.when = "";
+    this.told = () => {}; // what is set here is told there: two viewers go together
     const { window_low: low = 0, window_high: high = 1, window_unit: unit } = pairs.about;
     // CT is shown in Hounsfield units, MR, which has no unit that a person reads, in window units.
     [this.low, this.high, this.unit] = unit === "HU" ? [low, high, "HU"] : [0, 1, ""];
@@ -35,31 +38,41 @@ class Viewer {
     this.resetWindow();
   }
 
+  at(id) {
+    return document.getElementById(id + (this.root.dataset.suffix ?? ""));
+  }
+
+  /** Goes on with other pairs of the same task and size, those of `when`. */
+  turn(pairs, when) {
+    [this.pairs, this.when] = [pairs, when];
+    return this.choose(this.task, this.index);
+  }
+
   build() {
-    for (const unit of document.querySelectorAll("#viewer .unit")) {
+    for (const unit of this.root.querySelectorAll(".unit")) {
       unit.textContent = this.unit ? ` (${this.unit})` : "";
     }
-    for (const id of ["hq", "lq", "both", "difference"]) this.prepare(at(id));
+    for (const id of ["hq", "lq", "both", "difference"]) this.prepare(this.at(id));
     const names = [...this.pairs.tasks.keys()];
-    at("tasks").hidden = names.length < 2;
-    at("task").replaceChildren(...names.map((name) => new Option(name, name)));
-    at("task").addEventListener("change", () => this.choose(at("task").value, this.index));
+    this.at("tasks").hidden = names.length < 2;
+    this.at("task").replaceChildren(...names.map((name) => new Option(name, name)));
+    this.at("task").addEventListener("change", () => this.choose(this.at("task").value, this.index));
     const pick = (input) => () => {
       if (input.value !== "") this.choose(this.task, Number(input.value));
     };
-    for (const id of ["pair", "pair-number"]) at(id).addEventListener("input", pick(at(id)));
-    at("before").addEventListener("click", () => this.choose(this.task, this.index - 1));
-    at("after").addEventListener("click", () => this.choose(this.task, this.index + 1));
-    for (const radio of document.querySelectorAll("#viewer [name=layout]")) {
+    for (const id of ["pair", "pair-number"]) this.at(id).addEventListener("input", pick(this.at(id)));
+    this.at("before").addEventListener("click", () => this.choose(this.task, this.index - 1));
+    this.at("after").addEventListener("click", () => this.choose(this.task, this.index + 1));
+    for (const radio of this.root.querySelectorAll("[type=radio]")) {
       radio.addEventListener("change", () => this.layout(radio.value));
     }
-    at("divider").addEventListener("input", () => this.draw());
+    this.at("divider").addEventListener("input", () => this.draw());
     const range = { level: [this.low - this.scale / 2, this.high + this.scale / 2] };
     range.window = [this.scale / 200, 2 * this.scale];
     for (const [id, [low, high]] of Object.entries(range)) {
-      const slider = at(`${id}-slider`);
+      const slider = this.at(`${id}-slider`);
       Object.assign(slider, { min: low, max: high, step: this.scale / 1000 });
-      for (const input of [slider, at(id)]) {
+      for (const input of [slider, this.at(id)]) {
         input.addEventListener("input", () => {
           const value = Number(input.value);
           if (input.value === "" || !Number.isFinite(value) || (id === "window" && value <= 0)) return;
@@ -67,8 +80,8 @@ class Viewer {
         });
       }
     }
-    at("span").addEventListener("input", () => {
-      const value = Number(at("span").value);
+    this.at("span").addEventListener("input", () => {
+      const value = Number(this.at("span").value);
       if (value > 0) {
         this.chosenSpan = this.span = value;
         this.draw();
@@ -78,7 +91,7 @@ class Viewer {
     if (this.unit === "HU") {
       windows.push(...CT_WINDOWS.filter(([, , level]) => level > this.low && level < this.high));
     }
-    at("presets").replaceChildren(
+    this.at("presets").replaceChildren(
       ...windows.map(([name, window, level]) => {
         const button = document.createElement("button");
         Object.assign(button, { type: "button", textContent: name });
@@ -147,16 +160,17 @@ class Viewer {
     [this.window, this.level] = [window, level];
     for (const [id, value] of [["window", window], ["level", level]]) {
       const text = String(Number(value.toFixed(this.digits)));
-      for (const input of [at(id), at(`${id}-slider`)]) if (input !== typed) input.value = text;
-      at(`${id}-slider`).setAttribute("aria-valuetext", `${text} ${this.unit}`.trim());
+      for (const input of [this.at(id), this.at(`${id}-slider`)]) if (input !== typed) input.value = text;
+      this.at(`${id}-slider`).setAttribute("aria-valuetext", `${text} ${this.unit}`.trim());
     }
     this.draw();
+    this.told(this);
   }
 
   layout(name) {
     const slider = name === "slider";
-    at("at-both").hidden = !slider;
-    at("at-hq").hidden = at("at-lq").hidden = slider;
+    this.at("at-both").hidden = !slider;
+    this.at("at-hq").hidden = this.at("at-lq").hidden = slider;
     this.draw();
   }
 
@@ -165,18 +179,19 @@ class Viewer {
     const last = this.pairs.tasks.get(task).length - 1;
     [this.task, this.index] = [task, limited(Math.round(index) || 0, 0, last)];
     for (const id of ["pair", "pair-number"]) {
-      at(id).max = last;
-      at(id).value = this.index;
+      this.at(id).max = last;
+      this.at(id).value = this.index;
     }
-    at("before").disabled = this.index === 0;
-    at("after").disabled = this.index === last;
-    this.wanted = `Pair ${this.index} of 0 to ${last}, ${this.task}`;
+    this.at("before").disabled = this.index === 0;
+    this.at("after").disabled = this.index === last;
+    this.wanted = `Pair ${this.index} of 0 to ${last}, ${this.task}${this.when}`;
+    this.told(this);
     if (this.reading) return;
     this.reading = true;
     for (let read = null; read !== this.wanted; ) {
       read = this.wanted;
       const said = await this.show(read);
-      if (read === this.wanted) at("viewer-status").textContent = said;
+      if (read === this.wanted) this.at("viewer-status").textContent = said;
     }
     this.reading = false;
   }
@@ -202,7 +217,7 @@ class Viewer {
     const sizes = lq.map((value, place) => Math.abs(value - hq[place])).sort();
     const most = sizes[Math.floor(0.99 * (sizes.length - 1))] * this.scale;
     this.span = this.chosenSpan ?? roundUp(Math.max(most, this.scale / 2000));
-    if (document.activeElement !== at("span")) at("span").value = String(this.span);
+    if (document.activeElement !== this.at("span")) this.at("span").value = String(this.span);
   }
 
   draw() {
@@ -211,19 +226,19 @@ class Viewer {
     const [window, start] = [this.window, this.level - this.window / 2];
     const grey = (value) => (255 * (this.low + value * this.scale - start)) / window;
     const size = this.pairs.size;
-    const cut = Math.round((Number(at("divider").value) / 100) * size);
+    const cut = Math.round((Number(this.at("divider").value) / 100) * size);
     this.paint("hq", (place) => grey(hq[place]));
     this.paint("lq", (place) => grey(lq[place]));
     this.paint("both", (place) => grey((place % size < cut ? lq : hq)[place]));
     const factor = this.scale / (2 * this.span);
     this.paint("difference", (place) => 255 * ((lq[place] - hq[place]) * factor + 0.5));
-    at("difference-scale").textContent = `±${this.span} ${this.unit}`.trim();
+    this.at("difference-scale").textContent = `±${this.span} ${this.unit}`.trim();
     this.read();
   }
 
   paint(id, grey) {
-    if (at(`at-${id}`).hidden) return;
-    const context = at(id).getContext("2d");
+    if (this.at(`at-${id}`).hidden) return;
+    const context = this.at(id).getContext("2d");
     const picture = context.createImageData(this.pairs.size, this.pairs.size);
     const { data } = picture; // rounds and cuts by itself
     for (let place = 0; place < data.length / 4; place++) {
@@ -246,28 +261,31 @@ class Viewer {
     const [hq, lq] = [this.images.hq[place], this.images.lq[place]];
     const shown = (value) => `${value.toFixed(this.digits)} ${this.unit}`.trim();
     const value = (units) => shown(this.low + units * this.scale);
-    at("readout").textContent =
+    this.at("readout").textContent =
       `x ${column}, y ${row}: HQ ${value(hq)}, LQ ${value(lq)}, LQ − HQ ${shown((lq - hq) * this.scale)}`;
   }
 }
 
-const root = at("viewer");
-try {
-  const viewer = new Viewer(await Pairs.open(root.dataset.file));
-  await viewer.choose(viewer.task, 0);
-  if (!viewer.images) throw new Error("the first pair could not be read");
-  root.hidden = false;
-  const sheet = at("sheet");
-  if (sheet) {
-    const folded = document.createElement("details");
-    folded.append(Object.assign(document.createElement("summary"), { textContent: "Contact sheet" }));
-    sheet.replaceWith(folded);
-    folded.append(sheet);
+const root = document.querySelector("#viewer[data-file]");
+if (root) {
+  try {
+    const viewer = new Viewer(await Pairs.open(root.dataset.file), root);
+    await viewer.choose(viewer.task, 0);
+    if (!viewer.images) throw new Error("the first pair could not be read");
+    root.hidden = false;
+    const sheet = document.getElementById("sheet");
+    if (sheet) {
+      const folded = document.createElement("details");
+      const summary = Object.assign(document.createElement("summary"), { textContent: "Contact sheet" });
+      folded.append(summary);
+      sheet.replaceWith(folded);
+      folded.append(sheet);
+    }
+  } catch (error) {
+    const note = Object.assign(document.createElement("p"), {
+      className: "faint",
+      textContent: `The viewer cannot show the pairs: ${error.message}.`,
+    });
+    root.after(note);
   }
-} catch (error) {
-  const note = Object.assign(document.createElement("p"), {
-    className: "faint",
-    textContent: `The viewer cannot show the pairs: ${error.message}.`,
-  });
-  root.after(note);
 }

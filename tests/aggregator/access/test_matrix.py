@@ -47,6 +47,14 @@ MATRIX = {
     "GET /api/desk/runs": Cell("desk"),
     "GET /desk/sites": Cell("desk"),
     "GET /api/desk/sites": Cell("desk"),
+    "GET /desk/runs/{digest}": Cell("desk", status=404),
+    "GET /api/desk/runs/{digest}": Cell("desk", status=404),
+    "GET /api/desk/runs/{digest}/events": Cell("desk", status=404),
+    "GET /api/desk/runs/{digest}/pairs": Cell("desk", status=404),
+    "GET /api/desk/runs/{digest}/pairs/{round}": Cell("desk", status=404),
+    "GET /api/desk/runs/{digest}/pairs/{round}.png": Cell("desk", status=404),
+    "GET /desk/compare": Cell("desk"),
+    "GET /api/desk/compare": Cell("desk", status=422),
     "GET /desk/audit": Cell("desk"),
     "GET /api/desk/audit": Cell("desk"),
     "GET /static/{name}": Cell("open", optional=True),
@@ -100,6 +108,7 @@ def address(template: str, dataset: str, revision: str = "main") -> str:
     """A path of a route, of a dataset."""
     parts = {"namespace": "fedstill", "name": dataset, "revision": revision, "number": "1"}
     parts |= {"path:path": "README.md", "folder:path": "some"}
+    parts |= {"digest": "0" * 64, "round": "1"}
     for name, value in parts.items():
         template = template.replace(f"{{{name}}}", value)
     return template

@@ -1,5 +1,6 @@
 """What every page shares."""
 
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -67,6 +68,9 @@ def test_what_of_others_is_served_is_listed() -> None:
     told = (resources.files("aggregator.pages") / "static" / "VENDORED.md").read_text("utf-8")
     for name in site.assets():
         assert f"`{name}`" in told, f"static/VENDORED.md does not say whose {name} is"
+    vendored = re.findall(r"^\| `([\w.]+)` \|.*\| `([0-9a-f]{64})` \|$", told, re.MULTILINE)
+    assert len(vendored) >= 2
+    assert {name: site.assets()[name].sha256 for name, _ in vendored} == dict(vendored)
 
 
 def test_a_wheel_has_templates_and_assets(tmp_path: Path) -> None:
