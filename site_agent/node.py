@@ -110,8 +110,9 @@ def main(secret_file: str) -> None:
             kwargs[step] = losses.noticing(abandoning(kwargs[step]))
         kwargs["receive"] = contact.after(kwargs["receive"])
         run_id: int | None = pull_message(**kwargs)
-        losses.settle()
-        if run_id is not None:
+        if run_id is None:  # else what failed, an object that was not there yet, did so in passing
+            losses.settle()
+        else:
             pulse.message_arrived()
         return run_id
 
