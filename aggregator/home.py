@@ -66,6 +66,9 @@ class AggregatorSettings(Frozen):
     api_requests_a_minute: int = Field(
         6000, ge=0, description="requests a minute of one token, or one address; 0: not counted"
     )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="loopback port of Prometheus metrics; 0: none"
+    )
     behind_proxy: bool = Field(
         False, description="a proxy of yours sets X-Forwarded-For and -Proto: believe its last word"
     )

@@ -1,6 +1,7 @@
 """`aggregator up`: the SuperLink and the release API, supervised as child processes."""
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from aggregator.enrolment import register_sites, revoked_keys
 from aggregator.events import Event, note
 from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError
+from aggregator.metrics import FOLDER_VARIABLE, metrics_folder, monitored
 from aggregator.occupancy import occupied
 from aggregator.resumption import go_on
 from aggregator.superlink import (
@@ -25,6 +27,7 @@ from aggregator.superlink import (
 from aggregator.supervisor import GRACE_S, Service, Supervisor
 from aggregator.vacuum import done, size_of, wanted
 from shared.log_lines import LogFormat, settled
+from shared.metrics_server import PortError
 from shared.processes import (
     Process,
     ProcessError,
@@ -60,11 +63,14 @@ def run_services(home: AggregatorHome, *, form: LogFormat) -> int:
         Service("api", partial(start_api, home, form=form)),
     ]
     supervisor = Supervisor(services, log=home.logs / "up.log")
+    counts = metrics_folder(home)
     settings = home.settings
     try:
         with occupied(home):
             _await_port("127.0.0.1", settings.superlink_port, field="superlink_port")
             _await_port(settings.api_host, settings.api_port, field="api_port")
+            shutil.rmtree(counts, ignore_errors=True)
+            counts.mkdir(mode=0o700)
             supervisor.begin()
             api = home.api_url.removeprefix("http://")
             note(Event.READY, superlink=home.superlink_address, api=api)
@@ -72,8 +78,9 @@ def run_services(home: AggregatorHome, *, form: LogFormat) -> int:
                 target=go_on, args=(home, stop, _tell_run), daemon=True, name="runs"
             )
             going_on.start()
-            supervisor.watch(stop, errands=[partial(_vacuum, home, supervisor)])
-    except ProcessError as error:
+            with monitored(home, supervisor):
+                supervisor.watch(stop, errands=[partial(_vacuum, home, supervisor)])
+    except (ProcessError, PortError) as error:
         raise ServiceError(str(error)) from None
     finally:
         supervisor.end()
@@ -118,7 +125,11 @@ def start_api(home: AggregatorHome, *, form: LogFormat) -> Process:
     process = spawn(
         [sys.executable, "-P", "-m", "aggregator.services"],
         log=home.logs / "api.log",
-        env={HOME_VARIABLE: str(home.root), FORMAT_VARIABLE: form.value},
+        env={
+            HOME_VARIABLE: str(home.root),
+            FORMAT_VARIABLE: form.value,
+            FOLDER_VARIABLE: str(metrics_folder(home)),
+        },
     )
     try:
         wait_for_line(process, READY_LINE, timeout_s=READY_WITHIN_S)

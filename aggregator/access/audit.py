@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from aggregator.access.tables import DownloadRow
 from aggregator.database import Database
+from aggregator.measure import downloaded
 
 EVERY_S = 0.5
 MAX_WAITING = 50_000
@@ -53,6 +54,7 @@ class Audit:
     def record(self, download: Download) -> None:
         """Has it written within a second."""
         self._waiting.append(download)
+        downloaded(download.bytes)
         if self._writer is None:
             with self._lock:
                 if self._writer is None and not self._stop.is_set():

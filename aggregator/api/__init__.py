@@ -41,6 +41,7 @@ from aggregator.desk import add_desk
 from aggregator.desk.signing_in import led_to_sign_in
 from aggregator.heads import Heads
 from aggregator.home import AggregatorHome
+from aggregator.measure import Measure
 from aggregator.pages import catalogue, refusals, site
 from aggregator.publisher_keys import PublisherKeys
 from aggregator.store import BlobStore
@@ -115,6 +116,7 @@ def create_app(home: Path) -> FastAPI:
         uncounted=edge.PATH if edge_log is not None else "",
         behind_proxy=settings.behind_proxy,
     )
+    app.add_middleware(Measure)  # outermost: what the gate refuses counts too
     described = document(title=app.title, version=app.version, routes=app.routes)
     app.openapi = lambda: described  # type: ignore[method-assign]
     return app

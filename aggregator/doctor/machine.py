@@ -66,6 +66,25 @@ def api_port(home: AggregatorHome) -> Finding:
     return good(check, f"ready on {home.api_url}")
 
 
+def metrics_port(home: AggregatorHome) -> Finding:
+    """Whether metrics are served, or could be."""
+    check, port = "metrics", home.settings.metrics_port
+    if not port:
+        return good(check, "none, by metrics_port")
+    if not is_up(home):
+        return _listenable(check, "127.0.0.1", port, field="metrics_port")
+    try:
+        url = f"http://127.0.0.1:{port}/livez"
+        httpx.get(url, timeout=ANSWER_WITHIN_S, trust_env=False).raise_for_status()
+    except httpx.HTTPError as error:
+        return failed(
+            check,
+            f"port {port} does not answer ({type(error).__name__})",
+            "start `aggregator up` again: it reads the settings when it begins",
+        )
+    return good(check, f"served on port {port} of this machine")
+
+
 def _listenable(check: str, host: str, port: int, *, field: str) -> Finding:
     problem = why_not_listen(host, port)
     if problem is not None:
