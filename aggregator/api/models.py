@@ -1,6 +1,6 @@
 """What the routes answer, as the OpenAPI document tells it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from fastapi.openapi.utils import get_openapi
@@ -178,7 +178,30 @@ FILE: dict[int | str, dict[str, Any]] = {
 
 
 def document(*, title: str, version: str, routes: Sequence[BaseRoute]) -> dict[str, Any]:
-    """The OpenAPI document: a token may be given anywhere, and must be where one accepts."""
+    """The OpenAPI document: a token may be given anywhere, and must be where one accepts.
+
+    It takes a second to make and follows from the routes alone: apps with the same share it.
+    """
+    key = (title, version, *sorted(_named(routes)))
+    if key not in _documents:
+        _documents[key] = _document(title=title, version=version, routes=routes)
+    return _documents[key]
+
+
+_documents: dict[tuple[str, ...], dict[str, Any]] = {}
+
+
+def _named(routes: Sequence[BaseRoute]) -> Iterator[str]:
+    for route in routes:
+        path = getattr(route, "path", None)
+        router = getattr(route, "original_router", None)
+        if path is not None:
+            yield f"{sorted(getattr(route, 'methods', None) or ())} {path}"
+        elif router is not None:
+            yield from _named(router.routes)
+
+
+def _document(*, title: str, version: str, routes: Sequence[BaseRoute]) -> dict[str, Any]:
     made = get_openapi(title=title, version=version, routes=routes)
     schemes = made.setdefault("components", {}).setdefault("securitySchemes", {})
     schemes["token"] = {
