@@ -22,6 +22,7 @@ from shared.contract import Hex32, Kind, Name, RunContract
 from shared.frozen import Frozen, Slug, canonical_json
 from shared.judging import EvaluateHeader, EvaluationHeader, VetoHeader, VetoQueryHeader
 from shared.mandate import Mandate
+from shared.standing import Standing
 
 FloatArray = NDArray[np.float32]
 MAX_BYTES = 256 * 2**20
@@ -170,12 +171,18 @@ class OpeningHeader(Frozen):
 
 
 class DryRunQueryHeader(Frozen):
-    """Aggregator to site: would you answer this contract? It computes and charges nothing."""
+    """Aggregator to site: would you answer this contract? It reads and charges nothing."""
 
     type: Literal["dry-run-query"] = "dry-run-query"
     contract: RunContract
     contract_digest: Digest
     mandate: Mandate | None = None
+    standing: bool = Field(
+        False,
+        description="tell your standing too",
+        # A site of an earlier version takes no question that has the field.
+        exclude_if=lambda value: not value,
+    )
 
 
 class DryRunHeader(Frozen):
@@ -190,6 +197,11 @@ class DryRunHeader(Frozen):
     )
     patients_at_least: int = Field(
         ge=0, description="patients who could answer (of real pairs: have some), in buckets"
+    )
+    standing: Standing | None = Field(
+        None,
+        description="where the question asks for it, signed by a coordinator whom the site knows",
+        exclude_if=lambda value: value is None,
     )
 
 

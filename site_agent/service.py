@@ -29,6 +29,7 @@ from site_agent.figures import QUESTION, figures_of
 from site_agent.frames import MAX_FRAME_BYTES, recv_frame, send_frame, socket_address
 from site_agent.incidents import RefusedError, log, log_to, refuse
 from site_agent.outbox import Outbox
+from site_agent.pace import TIMINGS
 from site_agent.policy import Policy
 from site_agent.policy_file import POLICY_FILE, PolicyError, read_policy
 from site_agent.settings import SiteSettings
@@ -141,8 +142,11 @@ def serve(settings: SiteSettings) -> None:
         asked = _small_question(payload)
         if asked is StatusQueryHeader:
             return answer(payload, settings=settings, cohort=current.get(), outbox=outbox)
-        # A dry run computes nothing: it does not wait for what does.
-        with nullcontext() if asked is DryRunQueryHeader else computing:
+        # A dry run computes nothing on patients: it does not wait for what does, and times nothing
+        # beside it.
+        dry = asked is DryRunQueryHeader
+        idle = not (dry and computing.locked())
+        with nullcontext() if dry else computing:
             try:
                 allowed = settings.model_copy(update={"policy": policy.get()})
             except (PolicyError, AuditError, OSError) as error:
@@ -151,7 +155,7 @@ def serve(settings: SiteSettings) -> None:
                     RefusalCode.POLICY if lost else RefusalCode.INTERNAL, str(error)
                 )
                 return refuse(site=settings.name, code=reason.code, error=reason, audit=audit)
-            return answer(payload, settings=allowed, cohort=current.get(), outbox=outbox)
+            return answer(payload, settings=allowed, cohort=current.get(), outbox=outbox, idle=idle)
 
     def figures(payload: bytes) -> bytes:
         if payload != QUESTION:
@@ -192,7 +196,7 @@ def serve(settings: SiteSettings) -> None:
         with suppress(AuditError):
             audit.append("stopped")
     note(Event.WORKER_STOPPED)
-    if computing.locked():
+    if computing.locked() or TIMINGS.busy():
         # A computation cannot be interrupted; none of it was sent, and it starts anew when asked.
         sys.stdout.flush()
         os._exit(0)

@@ -73,15 +73,26 @@ from site_agent.quota import (
     size_of,
 )
 from site_agent.settings import SiteSettings
+from site_agent.standing import standing
 from site_agent.summaries import contribution, device, inquiry, summarise
 
 THREADS_VARIABLE = "FEDSTILL_THREADS"
+_OF_NOBODY_KNOWN = (RefusalCode.UNKNOWN_COORDINATOR, RefusalCode.DIGEST_MISMATCH)
+"""Who is refused so is told nothing else, and gets nothing computed."""
 
 
 def answer(
-    payload: bytes, *, settings: SiteSettings, cohort: Cohort | None, outbox: Outbox
+    payload: bytes,
+    *,
+    settings: SiteSettings,
+    cohort: Cohort | None,
+    outbox: Outbox,
+    idle: bool = True,
 ) -> bytes:
-    """Answers one encoded request, with a refusal if need be, encoded. Never raises."""
+    """Answers one encoded request, with a refusal if need be, encoded. Never raises.
+
+    While another one computes, not ``idle``, a dry run times nothing.
+    """
     audit = AuditLog(settings.audit_path)
     try:
         try:
@@ -95,6 +106,16 @@ def answer(
             said = verdict(header, settings=settings, cohort=cohort, outbox=outbox)
             why = said.model_dump(mode="json", include={"code", "incident"})
             audit.append("dry-run", contract=header.contract_digest, **why)
+            if header.standing and said.code not in _OF_NOBODY_KNOWN:
+                stands = standing(
+                    header.contract,
+                    version=package_version(),
+                    bucket=said.patients_at_least if said.code is None else None,
+                    settings=settings,
+                    outbox=outbox,
+                    idle=idle,
+                )
+                said = said.model_copy(update={"standing": stands})
             return encode(Message(header=said))
         if isinstance(header, KeyQueryHeader):
             offered = _offer(header, settings=settings, cohort=cohort, outbox=outbox)

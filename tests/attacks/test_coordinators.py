@@ -133,6 +133,8 @@ def test_dry_runs_and_keys_of_secure_sums_ask_for_the_same_signature(site, manda
     about = {"contract": CONTRACT, "contract_digest": DIGEST, "mandate": mandate}
     said = site(encode(Message(header=DryRunQueryHeader(**about))))
     assert (said.type, said.code) == ("dry-run", None if known else "unknown-coordinator")
+    said = site(encode(Message(header=DryRunQueryHeader(**about, standing=True))))
+    assert (said.standing is not None) is known, "nobody else is told of versions and budgets"
     offered = site(encode(Message(header=KeyQueryHeader(**about, round=1, attempt=1))))
     assert (offered.code == "unknown-coordinator") is not known
 

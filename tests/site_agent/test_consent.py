@@ -1,9 +1,11 @@
 from contextlib import suppress
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from shared.accounting import Spent, epsilon_of
 from shared.architectures import Residual
 from shared.contract import Anchor, Privacy, Probes, RunContract
 from shared.messages import (
@@ -14,15 +16,17 @@ from shared.messages import (
     encode,
     patient_bucket,
 )
+from shared.standing import Standing, rounded_down, rounded_epsilon
 from shared.tasks.settings import CtDenoise, MrDenoise
-from site_agent import worker
+from site_agent import pace, standing, worker
 from site_agent.audit import AuditLog
 from site_agent.cohort import build_cohort, open_cohort
 from site_agent.consent import fit_cohort
 from site_agent.incidents import RefusedError
 from site_agent.intake.slices import PatientSlices, Slice
-from site_agent.ledger import Ledger
+from site_agent.ledger import Charge, Ledger
 from site_agent.outbox import Outbox
+from site_agent.pace import Pace, Timings
 from site_agent.policy import Policy
 from site_agent.settings import SiteSettings
 
@@ -48,13 +52,16 @@ def ask(tmp_path):
         home=tmp_path, name="site-a", aggregator="localhost:1", images=tmp_path / "images"
     )
 
-    def asked(contract, *, indexed=True, **policy):
-        query = DryRunQueryHeader(contract=contract, contract_digest=contract.digest())
+    def asked(contract, *, indexed=True, standing=False, idle=True, **policy):
+        query = DryRunQueryHeader(
+            contract=contract, contract_digest=contract.digest(), standing=standing
+        )
         reply = worker.answer(
             encode(Message(header=query)),
             settings=settings.model_copy(update={"policy": Policy(**policy)}),
             cohort=open_cohort(tmp_path / "cohort") if indexed else None,
             outbox=Outbox(settings.outbox_path),
+            idle=idle,
         )
         return decode(reply).header
 
@@ -105,6 +112,122 @@ def test_a_dry_run_reads_no_image(ask, monkeypatch):
 
     monkeypatch.setattr(Cohort, "images", None)
     assert ask(CONTRACT).code is None
+    told = ask(CONTRACT, standing=True)
+    assert (told.code, told.standing.seconds > 0) == (None, True), "also where it times itself"
+    assert not ask.settings.outbox_path.exists()
+    assert not ask.settings.ledger_path.exists(), "and nothing is charged"
+
+
+def test_a_question_of_an_earlier_version_gets_the_answer_it_knows(ask):
+    said = ask(CONTRACT)
+    assert said.standing is None
+    assert b"standing" not in encode(Message(header=said))
+
+
+def charged(settings, *, gradients, noise_multiplier=None):
+    charge = Charge(
+        contract="a" * 64,
+        name="before",
+        round=1 + len(Ledger(settings.ledger_path).charges()),
+        attempt=1,
+        gradients=gradients,
+        noise_multiplier=noise_multiplier,
+        sampling=1.0,
+        charged=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    Ledger(settings.ledger_path).settle(charge, allowed=lambda _: None)
+
+
+def test_the_standing_is_version_policy_and_what_is_left(ask):
+    told = ask(CONTRACT, standing=True).standing
+    assert told.version == worker.package_version()
+    assert told.policy == Policy().digest() != Policy(max_rounds=3).digest()
+    assert told.budget.model_dump() == {
+        "gradients": None,
+        "requests_today": Policy().max_requests_a_day,
+        "epsilon": None,
+    }
+    charged(ask.settings, gradients=13)
+    assert ask(CONTRACT, standing=True, max_gradients=1000).standing.budget.gradients == 500
+    # The control: 987 are left, of which the verdict knows.
+    assert ask(CONTRACT, standing=True, max_gradients=13 + 5).code is RefusalCode.BUDGET_SPENT
+    charged(ask.settings, gradients=1, noise_multiplier=10.0)
+    spent = epsilon_of([Spent(10.0, 1.0, 1)], delta=1e-5)
+    (left,) = {ask(NOISED, standing=True, epsilon_budget=9.0).standing.budget.epsilon}
+    assert 0 <= 9.0 - spent - left < 0.01
+    limited = {"max_requests_a_day": 7, "max_gradients": 3}
+    refused = ask(CONTRACT, standing=True, **limited)
+    assert refused.code is RefusalCode.BUDGET_SPENT
+    assert refused.standing.seconds is None, "nothing is timed that would not be done"
+    assert refused.standing.budget.model_dump() == {
+        "gradients": 0,
+        "requests_today": 7,
+        "epsilon": None,
+    }
+
+
+def test_a_ledger_that_is_damaged_leaves_the_rest_of_the_standing(ask):
+    charged(ask.settings, gradients=1)
+    (ask.settings.ledger_path / "ledger.sqlite").write_bytes(b"nothing")
+    told = ask(CONTRACT, standing=True)
+    assert told.code is RefusalCode.INTERNAL
+    assert (told.standing.budget, told.standing.seconds) == (None, None)
+
+
+def test_sites_of_one_bucket_say_the_same_of_their_seconds(ask, monkeypatch):
+    paced = Pace(
+        degrading={"gradients": 1.0, "local-steps": 1.0}, gradient={"student": 1.0}, step=1.0
+    )
+    monkeypatch.setattr(standing, "TIMINGS", SimpleNamespace(pace=lambda _: paced))
+
+    def seconds(patients):
+        return standing.standing(
+            CONTRACT,
+            version="1",
+            bucket=patient_bucket(patients),
+            settings=ask.settings,
+            outbox=Outbox(ask.settings.outbox_path),
+            idle=True,
+        ).seconds
+
+    assert len({seconds(patients) for patients in range(20, 50)}) == 1
+    assert seconds(50) > seconds(49)
+
+
+def test_nothing_is_timed_beside_a_computation(ask, monkeypatch):
+    monkeypatch.setattr(standing, "TIMINGS", Timings())
+    assert ask(CONTRACT, standing=True, idle=False).standing.seconds is None
+    told = ask(CONTRACT, standing=True).standing.seconds
+    monkeypatch.setattr(pace, "timed", None)
+    assert ask(CONTRACT, standing=True, idle=False).standing.seconds == told, "what is known, is"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seconds", 123.0),
+        ("seconds", float("inf")),
+        ("version", "1.0\x1b[2J"),
+        ("version", "v" * 65),
+        ("policy", "short"),
+        ("budget", {"gradients": 987}),
+        ("budget", {"epsilon": 0.123}),
+        ("budget", {"patients": 5}),
+    ],
+)
+def test_a_standing_that_is_finer_than_agreed_is_no_standing(field, value):
+    good = {"version": "0.1.0", "policy": "0" * 64, "seconds": 120.0}
+    good["budget"] = {"gradients": 500, "epsilon": 0.29, "requests_today": 987}
+    assert Standing.model_validate(good)
+    with pytest.raises(ValueError, match=field):
+        Standing.model_validate({**good, field: value})
+
+
+def test_numbers_are_rounded_down_to_steps():
+    assert [rounded_down(n) for n in (-1, 0, 1, 4, 9, 49, 50, 999, 10**6)] == [
+        *(0, 0, 1, 2, 5, 20, 50, 500, 10**6)
+    ]
+    assert all(rounded_epsilon(n / 100) == n / 100 for n in range(1000)), "hundredths stay"
 
 
 def test_minima_one_after_the_other_do_not_count_the_patients(ask):
