@@ -236,6 +236,14 @@ def launch(
             help="Stop when the pairs are there; launch again without it to publish.",
         ),
     ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            help="Submit and return: `aggregator up` does the rest, `run watch` shows it. "
+            "Nothing is published.",
+        ),
+    ] = False,
     coordinator: Annotated[
         str | None,
         typer.Option(help="Who signs the contract; without it the key `init` made, or the only."),
@@ -282,11 +290,16 @@ def launch(
             wait_s=wait_s,
             quiet=as_json,
             publishes=not no_publish,
+            detached=detach,
             coordinator=coordinator,
             terms={name: value for name, value in terms.items() if value is not None},
         )
     if as_json:
         typer.echo(json.dumps(release))
+        return
+    if detach:
+        run = Path(release["run"]).name
+        typer.echo(f"{release['state']}\n  digest {release['digest']}\n  aggregator run watch {run}")
         return
     if no_publish:
         typer.echo(f"distilled, not published\n  {release['run']}")

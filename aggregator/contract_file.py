@@ -5,7 +5,7 @@ out: the file's digest is that of a contract that says as little.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -21,14 +21,33 @@ PARTS = ("ct-denoise", "ct-sr")
 """Of a new contract of several tasks."""
 
 
+def sparse(document: Mapping[str, Any]) -> str:
+    """A contract's document as TOML: exactly what it says, tables last."""
+    lines = [f"{name} = {_toml(value)}" for name, value in document.items() if _is_plain(value)]
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            plain = {key: one for key, one in value.items() if _is_plain(one)}
+            lines += ["", f"[{name}]", *(f"{key} = {_toml(one)}" for key, one in plain.items())]
+            for key in value.keys() - plain.keys():
+                for part in value[key]:
+                    lines += ["", f"[[{name}.{key}]]"]
+                    lines += [f"{inner} = {_toml(one)}" for inner, one in part.items()]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _is_plain(value: Any) -> bool:
+    tables = isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value)
+    return not isinstance(value, Mapping) and not tables
+
+
 def task_names() -> tuple[str, ...]:
     """The tasks that a contract may name."""
-    return tuple(one.model_fields["name"].default for one in _models(Task))
+    return tuple(one.model_fields["name"].default for one in models_of(Task))
 
 
 def new_contract(task: str, *, name: str) -> str:
     """The text of a contract for ``task``; raises ``KeyError`` where there is no such task."""
-    model = {one.model_fields["name"].default: one for one in _models(Task)}[task]
+    model = {one.model_fields["name"].default: one for one in models_of(Task)}[task]
     example = RunContract.model_validate({"name": name, "task": _task(task)})
     lines = [
         "# A contract: what every hospital agrees to before it computes anything.",
@@ -42,7 +61,7 @@ def new_contract(task: str, *, name: str) -> str:
         if field == "task":
             tables += ["", *_task_table(model, value)]
         elif isinstance(value, BaseModel):
-            tables += ["", f"# {_first_line(type(value))}", f"[{field}]", *_fields(value)]
+            tables += ["", f"# {first_line(type(value))}", f"[{field}]", *_fields(value)]
         elif field == "members":
             lines += [f"# {about.description} (nothing to write here)", "# members = []", ""]
         else:
@@ -57,14 +76,14 @@ def _task(name: str) -> dict[str, Any]:
 
 
 def _task_table(model: type[BaseModel], value: BaseModel) -> Iterator[str]:
-    yield f"# {_first_line(model)}"
+    yield f"# {first_line(model)}"
     yield "[task]"
     yield f'name = "{getattr(value, "name")}"  # {", ".join(task_names())}'  # noqa: B009
     parts: tuple[BaseModel, ...] = getattr(value, "parts", ())
     if not parts:
         yield from _fields(value, but=("name",))
     for part in parts:
-        yield from ("", f"# {_first_line(type(part))}", "[[task.parts]]")
+        yield from ("", f"# {first_line(type(part))}", "[[task.parts]]")
         yield f'name = "{getattr(part, "name")}"'  # noqa: B009
         yield from _fields(part, but=("name",))
 
@@ -79,7 +98,7 @@ def _fields(value: BaseModel, *, but: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def _field(name: str, value: Any, about: FieldInfo, *, fixed: bool) -> Iterator[str]:
-    meant = [about.description or name.replace("_", " "), _range(about)]
+    meant = [about.description or name.replace("_", " "), range_of(about)]
     yield f"# {'; '.join(part for part in meant if part)}"
     if value is None:
         yield f"# {name} ="
@@ -87,9 +106,9 @@ def _field(name: str, value: Any, about: FieldInfo, *, fixed: bool) -> Iterator[
         yield f"{'' if fixed else '# '}{name} = {_toml(value)}"
 
 
-def _range(about: FieldInfo) -> str:
+def range_of(about: FieldInfo) -> str:
     """What a field may be, in words; nothing where everything is said."""
-    words = _choices(about.annotation)
+    words = choices_of(about.annotation)
     if words:
         return " | ".join(words)
     ends: dict[str, str] = {}
@@ -105,11 +124,12 @@ def _range(about: FieldInfo) -> str:
     return ", ".join(f"{text} {end}" for text, end in ends.items())
 
 
-def _choices(annotation: Any) -> list[str]:
+def choices_of(annotation: Any) -> list[str]:
+    """The values of an enumeration, as TOML; none of anything else."""
     if get_origin(annotation) is Literal:
         return [json.dumps(one) for one in get_args(annotation)]
     if get_origin(annotation) is tuple:
-        return _choices(get_args(annotation)[0])
+        return choices_of(get_args(annotation)[0])
     return []
 
 
@@ -118,13 +138,15 @@ def _toml(value: Any) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation, or a union of them, names."""
     if get_origin(annotation) is Annotated:
-        return _models(get_args(annotation)[0])
+        return models_of(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return [model for part in get_args(annotation) for model in _models(part)]
+        return [model for part in get_args(annotation) for model in models_of(part)]
     return [annotation]
 
 
-def _first_line(model: type[BaseModel]) -> str:
+def first_line(model: type[BaseModel]) -> str:
+    """What a part of the contract is about."""
     return (model.__doc__ or model.__name__).splitlines()[0]

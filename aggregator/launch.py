@@ -49,13 +49,15 @@ def launch_run(
     wait_s: float,
     quiet: bool,
     publishes: bool = True,
+    detached: bool = False,
     coordinator: str | None = None,
     terms: Terms = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Runs or resumes the contract and publishes; gives name, version, digest, url and run folder.
 
-    Without ``publishes`` the run folder alone. Progress goes to stderr. Raises ``RunError``,
-    ``CoordinatorError``, ``EnrolmentError``, ``SuperLinkError`` or ``ReleaseError``.
+    Without ``publishes`` the run folder alone; ``detached``: that, digest and state, as soon as it
+    was submitted. Progress goes to stderr. Raises ``RunError``, ``CoordinatorError``,
+    ``EnrolmentError``, ``SuperLinkError`` or ``ReleaseError``.
     """
     records = enrolled_sites(home)
     enrolled = [site.name for site in records]
@@ -78,6 +80,11 @@ def launch_run(
         display.say(f"contract {contract.digest()}, signed with {mandate.coordinator}")
     if foundation is not None and not is_finished(run):
         write_durably(run / FOUNDATION, foundation.read_bytes())
+    if detached:
+        if not ended:
+            with superlink(home) as link:
+                submit(link, run)
+        return {"run": str(run), "digest": contract.digest(), "state": read_state(run).state}
     if not ended:
         _distil(home, run, wait_s=wait_s, display=display)
     return publish(home, run, contract) if publishes else {"run": str(run)}

@@ -37,8 +37,6 @@ from aggregator.api.models import PROBLEMS, document
 from aggregator.api.rates import Rates
 from aggregator.catalog import Catalog
 from aggregator.database import Database
-from aggregator.desk import add_desk
-from aggregator.desk.signing_in import led_to_sign_in
 from aggregator.heads import Heads
 from aggregator.home import AggregatorHome
 from aggregator.measure import Measure
@@ -102,7 +100,9 @@ def create_app(home: Path) -> FastAPI:
     app.include_router(catalogue.router)
     app.include_router(site.router)
     if settings.desk:
-        add_desk(app, place, catalog.database)
+        from aggregator.desk import add_desk  # which stands on this package
+
+        add_desk(app, place, catalog.database, refuse=_api_error)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -132,8 +132,6 @@ def _edge_log(folder: str, database: Database, rates: Rates) -> EdgeLog | None:
 
 def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    if error.status == 401 and (led := led_to_sign_in(request)) is not None:
-        return led
     return _answer(request, error.status, error.error, error.hint, error.headers)
 
 

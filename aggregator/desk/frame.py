@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 
+from aggregator.access.principals import ANONYMOUS
 from aggregator.api.principal import principal
 from aggregator.desk.session import csrf
 from aggregator.desk.trail import Action, Trail
@@ -16,7 +17,7 @@ PLACES = (
     ("/desk/sites", "Sites"),
     ("/desk/audit", "Audit"),
 )
-"""Of the navigation; those that are there."""
+"""Of the navigation, once somebody has signed in."""
 
 
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
@@ -26,13 +27,12 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     Kept by no cache: what it shows is for who is signed in.
     """
     secret = getattr(request.state, "desk_secret", None)
-    routes = {getattr(route, "path", "") for route in request.app.routes}
     answer = page(
         template,
         status=status,
         who=principal(request),
         csrf=csrf(secret) if secret else "",
-        places=[(path, name) for path, name in PLACES if path in routes],
+        places=PLACES if principal(request) != ANONYMOUS else (),
         here=request.url.path,
         notice=_notice(request),
         **values,

@@ -31,7 +31,7 @@ class Action(Frozen):
 
 
 class Trail:
-    """Written before the answer is sent; an action that cannot be written down is not done."""
+    """Written before an action is said to be done."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -53,6 +53,13 @@ MATRIX = {
     "GET /api/desk/runs/{digest}/pairs": Cell("desk", status=404),
     "GET /api/desk/runs/{digest}/pairs/{round}": Cell("desk", status=404),
     "GET /api/desk/runs/{digest}/pairs/{round}.png": Cell("desk", status=404),
+    "POST /desk/runs/{digest}/{action}": Cell("desk", status=404),
+    "POST /api/desk/runs/{digest}/{action}": Cell("desk", status=404),
+    "GET /desk/launch": Cell("desk"),
+    "POST /desk/launch": Cell("desk", status=422),
+    "POST /api/desk/check": Cell("desk", json={"toml": ""}),
+    "POST /api/desk/dry-run": Cell("desk", json={"toml": ""}, status=409),
+    "POST /api/desk/launch": Cell("desk", json={"toml": ""}, status=409),
     "GET /desk/compare": Cell("desk"),
     "GET /api/desk/compare": Cell("desk", status=422),
     "GET /desk/audit": Cell("desk"),
@@ -106,7 +113,13 @@ def expected(cell: Cell, role: str, dataset: str) -> tuple[int, str]:
 
 def address(template: str, dataset: str, revision: str = "main") -> str:
     """A path of a route, of a dataset."""
-    parts = {"namespace": "fedstill", "name": dataset, "revision": revision, "number": "1"}
+    parts = {
+        "namespace": "fedstill",
+        "name": dataset,
+        "revision": revision,
+        "number": "1",
+        "action": "pause",
+    }
     parts |= {"path:path": "README.md", "folder:path": "some"}
     parts |= {"digest": "0" * 64, "round": "1"}
     for name, value in parts.items():
