@@ -5,8 +5,9 @@ import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from aggregator.certificates import ensure_certificates
 from aggregator.publisher_keys import PublisherKeys
@@ -66,6 +67,10 @@ class AggregatorSettings(Frozen):
     api_requests_a_minute: int = Field(
         6000, ge=0, description="requests a minute of one token, or one address; 0: not counted"
     )
+    edge: bool = Field(
+        False, description="`up` starts the edge proxy too: nginx, which must be installed"
+    )
+    edge_port: int = Field(8443, ge=1, le=65535, description="port of that edge proxy, public")
     metrics_port: int = Field(
         0, ge=0, le=65535, description="loopback port of Prometheus metrics; 0: none"
     )
@@ -90,7 +95,14 @@ class AggregatorSettings(Frozen):
     @property
     def public_address(self) -> str:
         """``host:port`` the sites connect to."""
-        return f"{self.public_name}:{self.public_port or self.superlink_port}"
+        own = self.edge_port if self.edge else self.superlink_port
+        return f"{self.public_name}:{self.public_port or own}"
+
+    @model_validator(mode="after")
+    def _believe_the_edge(self) -> Self:
+        if self.edge and not self.behind_proxy:
+            raise ValueError("edge needs behind_proxy = true: all requests come from the edge then")
+        return self
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`aggregator up`: the SuperLink and the release API, supervised as child processes."""
+"""`aggregator up`: SuperLink, release API and edge proxy, supervised as child processes."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from aggregator.edge import start_edge
 from aggregator.enrolment import register_sites, revoked_keys
 from aggregator.events import Event, note
 from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError
@@ -62,6 +63,8 @@ def run_services(home: AggregatorHome, *, form: LogFormat) -> int:
         Service("superlink", partial(start_superlink, home)),
         Service("api", partial(start_api, home, form=form)),
     ]
+    if home.settings.edge:
+        services.append(Service("edge", partial(start_edge, home)))
     supervisor = Supervisor(services, log=home.logs / "up.log")
     counts = metrics_folder(home)
     settings = home.settings
@@ -69,11 +72,15 @@ def run_services(home: AggregatorHome, *, form: LogFormat) -> int:
         with occupied(home):
             _await_port("127.0.0.1", settings.superlink_port, field="superlink_port")
             _await_port(settings.api_host, settings.api_port, field="api_port")
+            if settings.edge:
+                _await_port("0.0.0.0", settings.edge_port, field="edge_port")
             shutil.rmtree(counts, ignore_errors=True)
             counts.mkdir(mode=0o700)
             supervisor.begin()
             api = home.api_url.removeprefix("http://")
             note(Event.READY, superlink=home.superlink_address, api=api)
+            if settings.edge:
+                note(Event.EDGE_READY, port=settings.edge_port)
             going_on = threading.Thread(
                 target=go_on, args=(home, stop, _tell_run), daemon=True, name="runs"
             )

@@ -27,6 +27,7 @@ def checks(root: Path, *, deep: bool = False) -> Iterator[Check]:
     yield Check("up", partial(machine.up, home))
     yield Check("SuperLink", partial(machine.superlink_port, home))
     yield Check("API", partial(machine.api_port, home))
+    yield Check("edge", partial(machine.edge, home))
     yield Check("metrics", partial(machine.metrics_port, home))
     yield Check("clock", partial(machine.clock, home))
     yield Check("disk", partial(machine.disk, home))

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from aggregator.database import DatabaseError, condition
+from aggregator.edge import EdgeError, nginx
 from aggregator.home import AggregatorHome
 from aggregator.occupancy import is_up
 from aggregator.superlink import SuperLinkError, superlink
@@ -64,6 +66,42 @@ def api_port(home: AggregatorHome) -> Finding:
     if broken:
         return failed(check, f"not ready: {', '.join(broken)}", f"see {broken[0]} below")
     return good(check, f"ready on {home.api_url}")
+
+
+def edge(home: AggregatorHome) -> Finding:
+    """Whether the edge proxy lets sites through, and nobody to what could start code."""
+    check, settings = "edge", home.settings
+    if not settings.edge:
+        return good(check, "not of `up`, by edge: one of yours must be in front")
+    try:
+        nginx()
+    except EdgeError as error:
+        return failed(check, str(error), "as it says there")
+    if not is_up(home):
+        return _listenable(check, "0.0.0.0", settings.edge_port, field="edge_port")
+    try:
+        context = ssl.create_default_context(cafile=str(home.tls / "ca.crt"))
+        url = f"https://localhost:{settings.edge_port}"
+        with httpx.Client(
+            base_url=url, verify=context, timeout=ANSWER_WITHIN_S, trust_env=False
+        ) as client:
+            passed = client.get("/livez").status_code
+            closed = [client.get(f"/v1/{name}/x").status_code for name in ("control", "runtime")]
+    except (httpx.HTTPError, OSError) as error:
+        return failed(
+            check,
+            f"port {settings.edge_port} does not answer ({type(error).__name__})",
+            "look into logs/edge.log; `up` starts it again by itself",
+        )
+    if closed != [httpx.codes.FORBIDDEN] * 2:
+        return failed(
+            check,
+            "/v1/control or /v1/runtime answers: who reaches it can start code",
+            "stop `aggregator up`; remove what was added to edge/enabled/ of the home",
+        )
+    if passed != httpx.codes.OK:
+        return failed(check, f"/livez answers with HTTP {passed}", "see API")
+    return good(check, f"port {settings.edge_port} passes /v1/fleet and the API, nothing else")
 
 
 def metrics_port(home: AggregatorHome) -> Finding:

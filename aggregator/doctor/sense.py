@@ -21,10 +21,11 @@ BUILDING = {"launch:run", "admin"}
 def together(settings: AggregatorSettings) -> Finding:
     """The first combination that cannot be meant; ports first, for nothing starts with those."""
     check = "settings together"
+    unused = {"public_port"} if settings.edge else {"public_port", "edge_port"}
     ports = {
         name: int(getattr(settings, name))
         for name in type(settings).model_fields
-        if name.endswith("_port") and name != "public_port" and getattr(settings, name)
+        if name.endswith("_port") and name not in unused and getattr(settings, name)
     }
     shared = [port for port, count in Counter(ports.values()).items() if count > 1]
     if shared:
