@@ -34,10 +34,15 @@ class Journal:
     """Appends events; thins those that come faster than anyone can read."""
 
     def __init__(
-        self, file: Path, *, rounds: int, clock: Callable[[], float] = time.monotonic
+        self,
+        file: Path,
+        *,
+        rounds: int,
+        round: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file, self._rounds, self._clock = file, rounds, clock
-        self._round = 0
+        self._round = round
         self._phase: str = ""
         self._phase_start = clock()
         self._last = float("-inf")

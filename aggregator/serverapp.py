@@ -88,7 +88,8 @@ def work(run: Path, grid: Grid, *, absent: Callable[[], Collection[str]] = froze
     steering = Steering(run)
     try:
         contract, plan = read_run_contract(run), read_plan(run)
-        journal = Journal(run / "events.jsonl", rounds=contract.rounds)
+        done = read_state(run).round
+        journal = Journal(run / "events.jsonl", rounds=contract.rounds, round=done)
         exchange = GridExchange(
             grid,
             timeout_s=plan.round_timeout_s,
