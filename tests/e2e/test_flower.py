@@ -5,14 +5,10 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
-import sys
 import time
-import tomllib
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,156 +17,31 @@ import pytest
 import torch
 from flwr.cli.build import build_fab_from_files
 
-from aggregator.home import AggregatorHome
 from aggregator.lifecycle import read_state
 from aggregator.superlink import superlink
 from shared.contract import RunContract
 from shared.guardian import descendants
 from shared.messages import RefusalHeader, SummaryHeader, decode, encode, probe_batch
-from shared.processes import Process, become_subreaper, spawn, stop_all, wait_for_line
+from shared.processes import become_subreaper, spawn, stop_all, wait_for_line
 from site_agent.enrolment import enrol
-from site_agent.kit import join
+from tests.e2e.deployment import BINARIES, Deployment, command_line, free_port, marked, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
-BINARIES = Path(sys.executable).parent
-TOKEN_VARIABLE = "FEDSTILL_TEST_TOKEN"
 SITES = ("st-anna", "st-bruno")
-CONTRACT = """
-name = "tiny"
-images = 2
-student = { depth = 2, width = 4 }
-anchor_network = { depth = 2, width = 4 }
-probes = { requests = 2, depths = [1, 2], steps = 2, draws = 1 }
-anchor = { rounds = 2, local_steps = 1, batch = 1, crop_px = 16, public_steps = 2 }
-task = { size_px = 32, angles = 30, bins = 48 }
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], bool], *, within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-
-
-@dataclass
-class Deployment:
-    """Processes of one aggregator and two sites, all marked by a token in their environment."""
-
-    root: Path
-    token: str
-    processes: dict[str, Process] = field(default_factory=dict)
-
-    @property
-    def home(self) -> AggregatorHome:
-        return AggregatorHome(self.root / "aggregator")
-
-    def aggregator(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [
-            str(BINARIES / "aggregator"),
-            *map(str, arguments),
-            "--home",
-            str(self.home.root),
-        ]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, env=self.environment, timeout=150
-        )
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, TOKEN_VARIABLE: self.token, "OMP_NUM_THREADS": "1"}
-
-    def spawn(self, name: str, *command: str | Path, ready: str) -> None:
-        process = spawn(
-            [str(part) for part in command], log=self.root / f"{name}.log", env=self.environment
-        )
-        self.processes[name] = process
-        wait_for_line(process, ready, timeout_s=60)
-
-    def up(self) -> None:
-        home = self.home.root
-        self.spawn("up", BINARIES / "aggregator", "up", "--home", home, ready="ready on")
-
-    def enrol(self, name: str) -> dict[str, Any]:
-        """A new site that has joined; what `aggregator site add` said of it."""
-        images = self.root / "images" / name
-        images.mkdir(parents=True)
-        address = f"localhost:{self.home.settings.superlink_port}"
-        made = enrol(home=self.root / name, name=name, aggregator=address, images=images)
-        added = self.aggregator("site", "add", made.home / "enrolment.json", "--json")
-        told: dict[str, Any] = json.loads(added.stdout)
-        join(made, Path(told["kit"]), replace=False)
-        return told
-
-    def connect(self, name: str) -> None:
-        """Starts a fake worker and the site's SuperNode."""
-        site = self.root / name
-        worker = Path(__file__).with_name("fake_worker.py")
-        self.spawn(
-            f"worker-{name}", sys.executable, worker, site / "worker.sock", name, ready="ready"
-        )
-        self.spawn(
-            f"node-{name}",
-            *(BINARIES / "site-agent", "connect", "--home", site),
-            ready="supernode ready",
-        )
-
-    def disconnect(self, name: str) -> None:
-        """Ends both."""
-        stop_all([self.processes.pop(f"{part}-{name}") for part in ("worker", "node")], grace_s=10)
-
-    def contract(self, *, seed: int) -> tuple[Path, Path]:
-        """A contract file and the folder of its run."""
-        file = self.root / f"contract-{seed}.toml"
-        file.write_text(f"seed = {seed}\n{CONTRACT}")
-        contract = RunContract.model_validate(tomllib.loads(file.read_text()))
-        return file, self.home.run_folder(contract.digest())
-
-
-def marked(token: str) -> list[int]:
-    """Processes whose environment carries the token."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                environment = (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if f"{TOKEN_VARIABLE}={token}".encode() in environment:
-                found.append(int(entry.name))
-    return found
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
 
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     become_subreaper()
     built = Deployment(tmp_path_factory.mktemp("flower"), secrets.token_hex(8))
-    port = free_port()
     try:
-        made = built.aggregator(
-            "init", "--superlink-port", str(port), "--api-port", str(free_port())
-        )
-        assert made.returncode == 0, made.stderr
+        built.init()
         # One site before the start, the other after it.
         assert not built.enrol(SITES[0])["registered"]
         built.up()
         assert built.enrol(SITES[1])["registered"]
-        for name in SITES:
-            built.connect(name)
+        built.connect(*SITES)
         yield built
     finally:
         stop_all(list(built.processes.values()), grace_s=10)
@@ -192,7 +63,7 @@ def rounds_done(run: Path) -> int:
     return max((json.loads(line)["round"] for line in lines), default=0)
 
 
-def test_a_paused_and_killed_run_goes_on_and_ends_with_the_same_digest(
+def test_a_paused_run_goes_on_and_ends_with_the_same_digest(
     deployment: Deployment,
 ) -> None:
     contract, run = deployment.contract(seed=1)
@@ -202,11 +73,11 @@ def test_a_paused_and_killed_run_goes_on_and_ends_with_the_same_digest(
     assert set(result["sites"]) == set(SITES)
     assert launch(deployment, contract) == release  # nothing is done twice
 
-    # Paused after a round, then killed twice below `aggregator up`, which goes on by itself.
+    # Paused after a round; how it goes on after a kill is tests/e2e/test_kills.py.
     run.rename(run.with_name("uninterrupted"))
     hold = deployment.root / SITES[0] / "hold"
     hold.write_text("2")
-    with launching(deployment, contract) as watching:
+    with deployment.launching(contract) as watching:
         until(lambda: rounds_done(run) == 2, within_s=100)
         assert deployment.aggregator("run", "pause", run.name).returncode == 0
         assert read_state(run).state == "stopping"
@@ -217,32 +88,15 @@ def test_a_paused_and_killed_run_goes_on_and_ends_with_the_same_digest(
     assert (read_state(run).state, read_state(run).round) == ("paused", 2)
 
     hold.write_text("3")
-    with launching(deployment, contract) as watching:
+    with deployment.launching(contract) as watching:
         until(lambda: rounds_done(run) == 3, within_s=100)
         check_site_processes(deployment)
-        for program in ("flwr-serverapp", "flower-superlink"):
-            until(lambda: read_state(run).state == "running", within_s=60)
-            killed = [p for p in marked(deployment.token) if program in command_line(p)]
-            assert killed
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
-            until(lambda: read_state(run).state != "running", within_s=60)
         hold.unlink()
         assert watching.wait(150) == 0
     assert not (run / "error.log").exists()
     again = launch(deployment, contract)
     assert (again["digest"], again["version"]) == (release["digest"], release["version"])
     assert read_state(run).state == "published"
-
-
-def launching(deployment: Deployment, contract: Path) -> subprocess.Popen[str]:
-    """`aggregator launch` in a process of its own."""
-    return subprocess.Popen(
-        [BINARIES / "aggregator", "launch", contract, "--home", deployment.home.root],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=deployment.environment,
-    )
 
 
 def check_site_processes(deployment: Deployment) -> None:
