@@ -59,7 +59,7 @@ class RunPlan(Frozen):
     )
     round_timeout_s: float = Field(3600.0, gt=0, description="how long a round waits for answers")
     patience_s: float = Field(
-        100.0, ge=0, description="how long for a site that is offline; a restarted one needs 60"
+        100.0, ge=0, description="how long for a site that is offline; a killed one needs 40"
     )
     below_quorum: Literal["pause", "fail"] = Field(
         "pause", description="what becomes of a run whose round has too few answers"
