@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from aggregator.home import create_home
+from aggregator.release import publish
+from shared.contract import RunContract
 from shared.processes import remains_of
+from shared.release.keys import read_private_key
 
 AGGREGATOR = Path(sys.executable).with_name("aggregator")
 
@@ -61,6 +64,13 @@ def test_up_starts_the_edge_which_passes_sites_alone_and_comes_back(tmp_path: Pa
     ):
         text = text.replace(f"\n{name} = ", f"\n{name} = {value} # ")
     home.settings_file.write_text(text)
+    content = bytes(range(256)) * 8000  # more than the API answers at once
+    publish(
+        home=home.root,
+        contract=RunContract(name="ct-demo"),
+        files={"README.md": b"# demo", "pairs.bin": content},
+        key=read_private_key(home.release_key),
+    )
     log, authority, url = tmp_path / "up.log", home.tls / "ca.crt", f"https://localhost:{edge}"
     environment = {key: value for key, value in os.environ.items() if key != "FEDSTILL_LOG_FORMAT"}
     with log.open("w") as output:
@@ -76,6 +86,12 @@ def test_up_starts_the_edge_which_passes_sites_alone_and_comes_back(tmp_path: Pa
         # Positive control: behind the edge it is there.
         assert status(f"https://localhost:{link}/v1/control/list-nodes", authority) == 405
         assert status(f"{url}/livez", authority) == 200
+        file = f"{url}/datasets/fedstill/ct-demo/resolve/main/pairs.bin"
+        context = ssl.create_default_context(cafile=str(authority))
+        with urllib.request.urlopen(file, context=context, timeout=10) as answer:
+            assert answer.read() == content  # nginx reads the blob, where the API sends it
+            assert answer.headers["Server"] == "nginx"
+        assert status(f"{url}/blobs/", authority) == 404
         doctor = subprocess.run(
             [AGGREGATOR, "doctor", "--home", home.root, "--json"],
             capture_output=True,
