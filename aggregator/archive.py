@@ -19,7 +19,7 @@ MANIFEST = "MANIFEST.json"
 SQLITE, PGDUMP = "catalog.sqlite", "catalog.pgdump"
 FILES = ("aggregator.toml", SQLITE, PGDUMP)
 FOLDERS = (
-    *("blobs", "coordinators", "foundations", "heard", "keys", "kits"),
+    *("blobs", "coordinators", "edge", "foundations", "heard", "keys", "kits"),
     *("revoked", "runs", "sites", "tls"),
 )
 MODES = (0o600, 0o644)

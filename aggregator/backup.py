@@ -121,7 +121,7 @@ def back_up(home: AggregatorHome, file: Path, *, with_keys: bool, advance: Advan
         sources = list(_sources(home, with_keys=with_keys))
         if snapshot.exists():
             sources.insert(0, (PGDUMP if home.settings.database else SQLITE, snapshot))
-        sizes = [path.stat().st_size for _, path in sources if path.exists()]
+        sizes = [_size(path) for _, path in sources]
         in_bucket = bool(manifest.storage)
         total = sum(sizes) + (0 if in_bucket else sum(published.values()))
         if shutil.disk_usage(file.parent).free < total + SPARE_BYTES:
@@ -230,11 +230,16 @@ def _sources(home: AggregatorHome, *, with_keys: bool) -> Iterator[tuple[str, Pa
             continue
         for path in sorted((home.root / folder).rglob("*")):
             name = path.relative_to(home.root).as_posix()
-            passing = name.endswith((".part", "lock")) or name.startswith("runs/dry-")
-            if passing or path.is_symlink() or not path.is_file() or not is_allowed(name):
+            if _is_passing(name) or path.is_symlink() or not path.is_file() or not is_allowed(name):
                 continue
             if with_keys or not _is_private(name):
                 yield name, path
+
+
+def _is_passing(name: str) -> bool:
+    """Whether it means nothing elsewhere, or is made anew: locks, dry runs, what nginx is told."""
+    own = name.startswith("edge/") and not name.startswith(("edge/enabled/", "edge/http/"))
+    return own or name.endswith((".part", "lock")) or name.startswith("runs/dry-")
 
 
 def _is_private(name: str) -> bool:
@@ -274,6 +279,13 @@ def _nameless(file: Path) -> Iterator[BinaryIO]:
     finally:
         if hidden is not None:
             hidden.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # a run goes on meanwhile
+        return 0
 
 
 def _name(descriptor: int, file: Path) -> None:

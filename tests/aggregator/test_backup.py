@@ -58,6 +58,9 @@ def home(tmp_path: Path) -> AggregatorHome:
     run = prepare_run(made, CONTRACT, sites=["hospital-a"], public=None)
     (run / "events.jsonl").write_text('{"time": 1}\n')
     (run / "lock").touch()
+    for name in ("enabled/mine.conf", "tmp/cache", "nginx.conf"):
+        (made.root / "edge" / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.root / "edge" / name).write_text("# what nginx reads")
     (made.runs / "dry-0123").mkdir()
     (made.runs / "dry-0123" / "verdicts.json").write_text("[]")
     return made
@@ -112,6 +115,8 @@ def test_a_home_comes_back_as_it_was(home: AggregatorHome, tmp_path: Path) -> No
             assert twin.stat().st_mode & 0o777 == path.stat().st_mode & 0o777
     (run,) = back.runs.iterdir()
     assert {path.name for path in run.iterdir()} == {"contract.json", "plan.json", "events.jsonl"}
+    edge = {path for path in (new / "edge").rglob("*") if path.is_file()}
+    assert edge == {new / "edge" / "enabled" / "mine.conf"}
     catalog = Catalog(back.catalog)
     assert Tokens(catalog.database).find(digest(secret)) == token
     assert Agreements(catalog.database).accepted(person, dataset)
