@@ -173,7 +173,7 @@ def revoke(
 
 @site.command("list")
 def list_sites(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Shows the sites: enrolled and revoked ones, and who is online."""
+    """Shows the sites: enrolled and revoked ones, who is online, and what each last told."""
     with clear_errors():
         from aggregator.enrolment import site_states
 
@@ -182,7 +182,13 @@ def list_sites(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
         typer.echo(json.dumps({"sites": [asdict(state) for state in states]}))
         return
     for state in states:
-        typer.echo(f"{state.name}  {state.state}  key {state.key}")
+        line = f"{state.name}  {state.state}  key {state.key}"
+        if state.heard is not None:
+            policy = "not told" if state.policy is None else state.policy[:16]
+            line += (
+                f"  version {state.version or 'not told'}  policy {policy}  on {state.heard[:10]}"
+            )
+        typer.echo(line)
     if not states:
         typer.echo("no site is enrolled: `aggregator site add ENROLMENT.json`")
 
@@ -299,7 +305,9 @@ def launch(
         return
     if detach:
         run = Path(release["run"]).name
-        typer.echo(f"{release['state']}\n  digest {release['digest']}\n  aggregator run watch {run}")
+        typer.echo(
+            f"{release['state']}\n  digest {release['digest']}\n  aggregator run watch {run}"
+        )
         return
     if no_publish:
         typer.echo(f"distilled, not published\n  {release['run']}")

@@ -1,4 +1,7 @@
-"""What a contract costs a site that answers all of it, reckoned from shapes alone."""
+"""What a contract costs a site that answers all of it, reckoned from shapes alone.
+
+But for the seconds, which a site estimates itself and tells with a dry run.
+"""
 
 from pydantic import Field
 
@@ -6,6 +9,7 @@ from aggregator.distill.schedule import ask_of_round
 from shared.contract import RunContract
 from shared.frozen import Frozen
 from shared.networks import parameter_count
+from shared.standing import time_in_words
 
 FLOAT_BYTES, RING_BYTES = 4, 8
 """Of a number in an answer, and of a masked one in a secure sum."""
@@ -22,10 +26,18 @@ class Cost(Frozen):
     delta: float | None
     bytes_down: int = Field(description="to the site, about")
     bytes_up: int = Field(description="from it, about; at granularity patient, of all of them")
+    seconds: float | None = Field(
+        None, description="of computing, by the site's own estimate; none: not told"
+    )
 
 
-def cost_of(contract: RunContract, *, patients: int | None = None) -> Cost:
-    """The cost of ``contract`` to a site of so many ``patients``; without, of the fewest."""
+def cost_of(
+    contract: RunContract, *, patients: int | None = None, seconds: float | None = None
+) -> Cost:
+    """The cost of ``contract`` to a site of so many ``patients``; without, of the fewest.
+
+    ``seconds`` are what the site has told.
+    """
     releases = down = up = 0
     for number in range(1, contract.rounds + 1):
         ask = ask_of_round(contract, number)
@@ -49,6 +61,7 @@ def cost_of(contract: RunContract, *, patients: int | None = None) -> Cost:
         delta=contract.privacy.delta if private else None,
         bytes_down=down,
         bytes_up=up,
+        seconds=seconds,
     )
 
 
@@ -57,9 +70,10 @@ def in_words(cost: Cost) -> str:
     spent = "no differential privacy"
     if cost.epsilon is not None:
         spent = f"ε {cost.epsilon:g} at δ {cost.delta:g}"
+    computing = "" if cost.seconds is None else f", {time_in_words(cost.seconds)} of computing"
     return (
         f"{cost.rounds} rounds, {cost.releases} gradient vectors, {spent}, "
-        f"{size_in_words(cost.bytes_down)} down, {size_in_words(cost.bytes_up)} up"
+        f"{size_in_words(cost.bytes_down)} down, {size_in_words(cost.bytes_up)} up{computing}"
     )
 
 

@@ -1,7 +1,9 @@
 """`aggregator launch --dry-run`: who would answer a contract and who would refuse, and why.
 
-Each site that is online is asked over Flower, as in a run; it computes, releases and charges
-nothing. Sites answer with a code: the reason itself is in the hospital's log, under the incident.
+Each site that is online is asked over Flower, as in a run; it computes nothing on patients, and
+releases and charges nothing. Sites answer with a code: the reason itself is in the hospital's log,
+under the incident. They tell their standing too; one of an earlier version, which does not know
+that question, is asked again without.
 """
 
 import json
@@ -14,20 +16,32 @@ from aggregator.admission import Rejected, admit_dry_run
 from aggregator.coordinators import mandate_of
 from aggregator.enrolment import enrolled_sites
 from aggregator.exchange import Exchange
+from aggregator.heard import STANDING, keep_heard
 from aggregator.home import AggregatorHome
 from aggregator.runs import MANDATE, RunError, RunPlan, is_held, start_run
 from aggregator.superlink import SuperLink, superlink
 from shared.contract import RunContract
 from shared.durable import write_durably
 from shared.mandate import Mandate
-from shared.messages import DryRunQueryHeader, Message, encode
+from shared.messages import (
+    DryRunQueryHeader,
+    Message,
+    MessageError,
+    RefusalCode,
+    RefusalHeader,
+    decode,
+    encode,
+)
+from shared.standing import BudgetLeft, left_in_words
 
 PREFIX = "dry-"
 """Of the folder's name, before that of the run itself."""
 VERDICTS = "verdicts.json"
 ANSWER_WITHIN_S = 60.0
-DONE_WITHIN_S = 150.0
+DONE_WITHIN_S = 150.0  # also where sites of earlier versions are asked again
 POLL_S = 0.2
+NOTHING = dict.fromkeys(("code", "incident", "patients_at_least", *STANDING))
+NOT_TOLD = "not told"
 
 
 def ask_sites(
@@ -37,12 +51,18 @@ def ask_sites(
     *,
     mandate: Mandate | None = None,
 ) -> list[dict[str, Any]]:
-    """What each site says: its name, ``verdict``, ``code``, ``incident``, ``patients_at_least``."""
-    query = DryRunQueryHeader(contract=contract, contract_digest=contract.digest(), mandate=mandate)
-    answers = exchange(encode(Message(header=query)), 1, sites)
+    """What each site says: its name, ``verdict``, and all of ``NOTHING``, None where not told."""
+    query = DryRunQueryHeader(
+        contract=contract, contract_digest=contract.digest(), mandate=mandate, standing=True
+    )
+    answers = dict(exchange(encode(Message(header=query)), 1, sites))
+    earlier = [site for site in sites if site in answers and _is_not_understood(answers[site])]
+    if earlier:
+        plain = query.model_copy(update={"standing": False})
+        answers |= exchange(encode(Message(header=plain)), 1, earlier)
     verdicts = []
     for site in sites:
-        said: dict[str, Any] = {"code": None, "incident": None, "patients_at_least": None}
+        said = dict(NOTHING)
         if site not in answers:
             verdict = "no answer"
         else:
@@ -52,9 +72,19 @@ def ask_sites(
                 verdict, said["code"] = "refuse", str(reason)
             else:
                 verdict = "accept" if told.code is None else "refuse"
-                said = told.model_dump(mode="json", include=set(said))
+                said |= told.model_dump(mode="json", include=set(said))
+                if told.standing is not None:
+                    said |= told.standing.model_dump(mode="json")
         verdicts.append({"site": site, "verdict": verdict, **said})
     return verdicts
+
+
+def _is_not_understood(answer: bytes) -> bool:
+    try:
+        header = decode(answer).header
+    except MessageError:
+        return False
+    return isinstance(header, RefusalHeader) and header.code is RefusalCode.MALFORMED
 
 
 def dry_run(
@@ -82,9 +112,9 @@ def dry_run(
         online = {node.name for node in link.nodes() if node.online}
         asked = [site for site in named if site in online]
         verdicts = _asked(home, contract, mandate, asked, link) if asked else []
-    nothing = {"code": None, "incident": None, "patients_at_least": None}
+    keep_heard(home, contract, verdicts)
     absent = [
-        {"site": site, "verdict": "offline", **nothing} for site in named if site not in online
+        {"site": site, "verdict": "offline", **NOTHING} for site in named if site not in online
     ]
     by_site = sorted(verdicts + absent, key=lambda one: str(one["site"]))
     return [{**one, "cost": _cost(contract, one)} for one in by_site]
@@ -96,7 +126,8 @@ def _cost(contract: RunContract, verdict: Mapping[str, Any]) -> dict[str, Any] |
         return None
     from aggregator.costs import cost_of  # torch, which a ServerApp's dry run does without
 
-    return cost_of(contract, patients=verdict["patients_at_least"]).model_dump(mode="json")
+    cost = cost_of(contract, patients=verdict["patients_at_least"], seconds=verdict["seconds"])
+    return cost.model_dump(mode="json")
 
 
 def _asked(
@@ -136,7 +167,7 @@ def keep_verdicts(folder: Path, verdicts: Sequence[dict[str, Any]]) -> None:
 def told(verdicts: Sequence[dict[str, Any]], *, real_pairs: bool = False) -> str:
     """The same as a table; of a contract of real pairs, patients are those who have some."""
     patients_of = "patients with real pairs" if real_pairs else "patients"
-    header = ("site", "verdict", "why", patients_of, "would cost it")
+    header = ("site", "verdict", "why", patients_of, "version", "budget left", "would cost it")
     rows = [header]
     for one in verdicts:
         why = str(one["code"] or "")
@@ -144,8 +175,8 @@ def told(verdicts: Sequence[dict[str, Any]], *, real_pairs: bool = False) -> str
             why += f" (incident {one['incident']})"
         patients = one["patients_at_least"]
         told_patients = "" if patients is None else f"at least {patients}"
-        cost = _in_words(one.get("cost"))
-        rows.append((one["site"], one["verdict"], why, told_patients, cost))
+        version, left, cost = _standing_in_words(one)
+        rows.append((one["site"], one["verdict"], why, told_patients, version, left, cost))
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -153,9 +184,17 @@ def told(verdicts: Sequence[dict[str, Any]], *, real_pairs: bool = False) -> str
     )
 
 
-def _in_words(cost: Mapping[str, Any] | None) -> str:
-    if cost is None:
-        return ""
+def _standing_in_words(verdict: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Version, what is left, and the cost; of a site that has not answered, nothing."""
+    if verdict["verdict"] not in ("accept", "refuse"):
+        return "", "", ""
+    version, budget = verdict["version"] or NOT_TOLD, NOT_TOLD
+    if verdict["budget"] is not None:
+        budget = left_in_words(BudgetLeft.model_validate(verdict["budget"]))
+    if verdict.get("cost") is None:
+        return version, budget, ""
     from aggregator.costs import Cost, in_words
 
-    return in_words(Cost.model_validate(cost))
+    cost = Cost.model_validate(verdict["cost"])
+    untold = f", time of computing {NOT_TOLD}" if cost.seconds is None else ""
+    return version, budget, in_words(cost) + untold

@@ -7,7 +7,7 @@ good; the SuperLink's own database follows both, at once where the SuperLink is 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from pydantic import ValidationError
 
 from aggregator.coordinators import coordinators
+from aggregator.heard import read_heard
 from aggregator.home import AggregatorHome
 from aggregator.superlink import SuperLink, SuperLinkError, superlink
 from shared.contract import Member
@@ -162,6 +163,12 @@ class SiteState:
     """Unknown: the SuperLink is not up."""
     key: str
     """The digest of its enrolment, 16 digits."""
+    version: str | None = None
+    """Of its agent, when it was last asked about a contract; as the rest, None where not told."""
+    policy: str | None = None
+    """The digest of its policy then."""
+    heard: str | None = None
+    """When that was: ISO 8601, UTC."""
 
 
 def site_states(home: AggregatorHome) -> list[SiteState]:
@@ -172,9 +179,14 @@ def site_states(home: AggregatorHome) -> list[SiteState]:
     except SuperLinkError:
         online = None
     states: list[SiteState] = []
+    heard = read_heard(home)
     for site in enrolled_sites(home):
         key = public_key_bytes(site, source=home.sites / f"{site.name}.json")
-        states.append(SiteState(site.name, _state(key, online), site.digest()[:16]))
+        state = SiteState(site.name, _state(key, online), site.digest()[:16])
+        if (said := heard.get(site.name)) is not None:
+            at = said.at.isoformat()
+            state = replace(state, version=said.version, policy=said.policy, heard=at)
+        states.append(state)
     return states + [SiteState(s.name, "revoked", s.digest()[:16]) for s in revoked_sites(home)]
 
 

@@ -33,6 +33,15 @@ def rounded_seconds(seconds: float) -> float:
     return float(f"{seconds:.2g}")
 
 
+def time_in_words(seconds: float) -> str:
+    """An estimated time, for people."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.{1 if seconds < 36_000 else 0}f} h"
+
+
 def _coarse(count: int | None) -> int | None:
     if count is not None and count != rounded_down(count):
         raise ValueError("is finer than the steps that are told")
@@ -77,3 +86,15 @@ class Standing(Frozen):
         le=1e9,
         description="of computing, that the whole run is estimated to take there; none: not known",
     )
+
+
+def left_in_words(left: BudgetLeft) -> str:
+    """What of it is limited, for people."""
+    parts = []
+    if left.gradients is not None:
+        parts.append(f"at least {left.gradients} gradients" if left.gradients else "no gradient")
+    if left.requests_today is not None:
+        parts.append(f"{left.requests_today} answers today")
+    if left.epsilon is not None:
+        parts.append(f"ε {left.epsilon:g}")
+    return ", ".join(parts) or "no limit"

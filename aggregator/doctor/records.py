@@ -4,6 +4,7 @@ import hashlib
 import random
 import sqlite3
 import time
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from aggregator.database import DatabaseError, condition, newest_step
 from aggregator.enrolment import EnrolmentError, enrolled_sites, revoked_sites
+from aggregator.heard import read_heard
 from aggregator.home import AggregatorHome
 from aggregator.lifecycle import NOBODY, read_state
 from aggregator.occupancy import is_up
@@ -177,7 +179,10 @@ def _silent_s(run: Path) -> float:
 
 
 def sites(home: AggregatorHome) -> Finding:
-    """Whether the records of the sites can be read, and each has its kit."""
+    """Whether the records of the sites can be read, each has its kit, and all are of one version.
+
+    Of their versions is known what they last said to a dry run.
+    """
     check = "sites"
     try:
         enrolled, gone = enrolled_sites(home), revoked_sites(home)
@@ -189,6 +194,19 @@ def sites(home: AggregatorHome) -> Finding:
             check,
             f"no kit is there for {', '.join(without)}",
             f"`aggregator site add sites/{without[0]}.json` writes it again",
+        )
+    own, heard = version("fedstill"), read_heard(home)
+    others = {
+        one.name: said.version
+        for one in enrolled
+        if (said := heard.get(one.name)) and said.version not in (None, own)
+    }
+    if others:
+        told = ", ".join(f"{name} has {theirs}" for name, theirs in sorted(others.items()))
+        return warning(
+            check,
+            f"{told}, this is {own}",
+            "install one version everywhere, then `aggregator launch --dry-run` asks again",
         )
     if not enrolled:
         return good(check, "none is enrolled: `aggregator site add ENROLMENT.json`")

@@ -3,10 +3,13 @@ import os
 import socket
 import sqlite3
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
 from aggregator import certificates
@@ -14,11 +17,14 @@ from aggregator.access.tokens import Tokens
 from aggregator.catalog import Catalog
 from aggregator.cli import app
 from aggregator.doctor import checks
+from aggregator.enrolment import record_site
+from aggregator.heard import keep_heard
 from aggregator.home import AggregatorHome, create_home
 from aggregator.occupancy import occupied
 from aggregator.release import publish
 from aggregator.runs import prepare_run
 from shared.contract import RunContract
+from shared.enrolment import Enrolment
 from shared.findings import Finding
 from shared.release.keys import read_private_key
 
@@ -257,3 +263,22 @@ def test_two_principals_need_two_people_with_a_token(home: AggregatorHome) -> No
     tokens.create("bert", scopes=["launch:run"])
     assert found(home, "two principals").verdict == "good"
     catalog.close()
+
+
+def test_sites_of_other_versions_are_named_once_they_have_told(home: AggregatorHome) -> None:
+    assert found(home, "sites").verdict == "good"
+    for name in ("st-anna", "st-bob", "st-carl"):
+        key = ec.generate_private_key(ec.SECP384R1()).public_key()
+        text = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        record_site(home, Enrolment(name=name, flower_public_key=text))
+        home.kits.mkdir(exist_ok=True)
+        (home.kits / f"{name}.kit.json").write_text("{}")
+    own = version("fedstill")
+    told: dict[str, str | None] = {"st-anna": own, "st-bob": "0.0.1", "st-carl": None, "x": "9"}
+    verdicts = [{"site": name, "verdict": "accept", "version": one} for name, one in told.items()]
+    keep_heard(home, RunContract(name="x"), [verdicts[0], *verdicts[2:3]])
+    assert found(home, "sites").verdict == "good", "who tells none is not of another"
+    keep_heard(home, RunContract(name="x"), verdicts)
+    skewed = found(home, "sites")
+    assert skewed.verdict == "warning"
+    assert skewed.problem == f"st-bob has 0.0.1, this is {own}", "and x is not enrolled"

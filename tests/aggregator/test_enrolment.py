@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typer.testing import CliRunner
 
+from aggregator.cli import app
 from aggregator.enrolment import (
     EnrolmentError,
     enrolled_sites,
@@ -20,8 +22,10 @@ from aggregator.enrolment import (
     site_states,
     write_kit,
 )
+from aggregator.heard import keep_heard
 from aggregator.home import AggregatorHome, create_home
 from aggregator.superlink import Node
+from shared.contract import RunContract
 from shared.release.keys import read_private_key
 
 
@@ -176,6 +180,13 @@ def test_a_revoked_site_is_refused_and_its_keys_never_taken_again(
     assert record_site(home, read_enrolment(write(tmp_path / "new.json")))
     assert {site.name for site in enrolled_sites(home)} == {"st-anna", "st-bob"}
     assert [state.state for state in site_states(home)] == ["unknown", "unknown", "revoked"]
+    said = {"site": "st-bob", "verdict": "accept", "version": "0.1.0", "policy": "5" * 64}
+    keep_heard(home, RunContract(name="x"), [said])
+    known = {state.name: (state.version, state.policy) for state in site_states(home)}
+    assert known == {"st-anna": (None, None), "st-bob": ("0.1.0", "5" * 64)}
+    told = CliRunner().invoke(app, ["site", "list", "--home", str(home.root)]).stdout
+    assert f"  version 0.1.0  policy {'5' * 16}  on 20" in told
+    assert told.count("version") == 1
     assert revoke_site(home, "st-anna")
     assert len(revoked_sites(home)) == 2
 
