@@ -16,8 +16,10 @@ from aggregator.desk.frame import render
 from aggregator.desk.session import reader
 from aggregator.desk_api import RunView, survey
 from aggregator.enrolment import EnrolmentError, enrolled_sites, revoked_sites
+from aggregator.heard import Heard, read_heard
 from aggregator.home import AggregatorHome
 from aggregator.lifecycle import ENDED
+from aggregator.meanings import REFUSALS
 from shared.frozen import Frozen
 
 PATIENCE = 2
@@ -51,6 +53,8 @@ class SiteCard(Frozen):
     online: bool | None = Field(None, description="None where the SuperLink does not say")
     heartbeat: float | None = Field(None, description="the last one, seconds since 1970")
     runs: tuple[SiteRun, ...] = ()
+    heard: Heard | None = Field(None, description="its last answer to a dry run")
+    why: str = Field("", description="of a refusal then, in words")
 
 
 class Federation(Frozen):
@@ -67,7 +71,7 @@ def federation(home: AggregatorHome) -> Federation:
         revoked = {one.name for one in revoked_sites(home)} - set(enrolled)
     except EnrolmentError as error:
         raise refused(home, str(error), hint="mend or remove it in the home") from None
-    there = presences(home)
+    there, heard = presences(home), read_heard(home)
     views = [run for run in survey(home).runs if run.state.state not in ENDED]
     cards = [
         SiteCard(
@@ -75,6 +79,8 @@ def federation(home: AggregatorHome) -> Federation:
             online=there[name].online if name in there else None,
             heartbeat=there[name].heartbeat if name in there else None,
             runs=_runs_of(name, views),
+            heard=heard.get(name),
+            why=_why(heard.get(name)),
         )
         for name in enrolled
     ]
@@ -105,6 +111,11 @@ def presences(home: AggregatorHome) -> dict[str, Presence]:
         for name, status, until, interval in rows
         if name
     }
+
+
+def _why(heard: Heard | None) -> str:
+    code = heard.code if heard else None
+    return next((text for known, text in REFUSALS.items() if known == code), code or "")
 
 
 def _runs_of(name: str, views: Sequence[RunView]) -> tuple[SiteRun, ...]:

@@ -2,6 +2,7 @@ import json
 import sqlite3
 import time
 from contextlib import closing
+from html import unescape
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi.testclient import TestClient
 
 from aggregator.desk.hospitals import federation, presences
+from aggregator.heard import keep_heard
 from aggregator.home import AggregatorHome
 from tests.aggregator.desk.conftest import FIRST
 
@@ -80,6 +82,27 @@ def test_the_page_and_its_twin_show_the_same(enrolled: AggregatorHome, desk: Tes
             assert f"/desk/runs/{run['digest'][:16]}" in page.text
     assert FIRST.digest() in str(twin)
     assert "ecdsa" not in page.text + str(twin)
+
+
+def test_what_a_site_last_said_is_shown(enrolled: AggregatorHome, desk: TestClient) -> None:
+    said = {"verdict": "refuse", "code": "policy", "incident": "0123456789ab"}
+    standing = {"version": "9.8.7", "policy": "cd" * 32, "budget": {"requests_today": 7}}
+    keep_heard(enrolled, FIRST, [{"site": "hospital-a", **said, **standing}])
+    keep_heard(enrolled, FIRST, [{"site": "hospital-b", "verdict": "accept"}])
+    page, twin = unescape(desk.get("/desk/sites").text), desk.get("/api/desk/sites").json()
+    heard = {one["name"]: one for one in twin["sites"]}["hospital-a"]
+    assert heard["heard"]["version"] == "9.8.7" and heard["heard"]["budget"]["requests_today"] == 7
+    first, second = page.split('id="hospital-b"')
+    for told in (
+        "refuse",
+        "policy allows",
+        "incident 0123456789ab",
+        "9.8.7",
+        "cd" * 8,
+        "7 requests",
+    ):
+        assert told in first
+    assert "accept" in second and "not told" in second
 
 
 def test_a_damaged_record_is_named(enrolled: AggregatorHome, desk: TestClient) -> None:
