@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from aggregator import publishing
 from aggregator.access.tokens import Tokens
 from aggregator.catalog import Catalog
 from aggregator.cli import app
@@ -24,7 +25,7 @@ from aggregator.hospital_table import (
     keep_judgement,
 )
 from aggregator.launch import publish
-from aggregator.lifecycle import STATE, RunState
+from aggregator.lifecycle import STATE, RunState, read_state
 from aggregator.release import publish_run
 from aggregator.runs import RunError
 from aggregator.store import BlobStore
@@ -109,6 +110,35 @@ def test_a_table_weighs_hospitals_by_their_buckets() -> None:
     assert table["best_null"] == "prior_textured"
     assert table["gain_interval"] is None, "no patient's figure, no interval"
     assert hospital_table(judgement(figures={}), CONTRACT, result=RESULT) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "after"),
+    [("write_durably", True), ("publish_files", False), ("mark_published", False)],
+)
+def test_a_publication_that_was_killed_half_way_is_made_whole_by_the_next(
+    home: AggregatorHome, step: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a version itself is written, to the sync: tests/aggregator/test_killed_publishers.py."""
+    run = run_of(home)
+    measure(run)
+    done = getattr(publishing, step)
+
+    def killed(*arguments: Any, **named: Any) -> None:
+        if after:
+            done(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(publishing, step, killed)
+        publish(home, run, CONTRACT)
+    first = publish(home, run, CONTRACT)
+    assert (first["version"], version_of(home)) == (1, 1)
+    assert read_state(run).state == "published"
+    undisturbed = create_home(home.root.parent / "undisturbed", {})
+    run = run_of(undisturbed)
+    measure(run)
+    assert publish(undisturbed, run, CONTRACT)["digest"] == first["digest"]
 
 
 def test_a_judged_run_is_published_and_says_where_it_was_measured(home: AggregatorHome) -> None:
