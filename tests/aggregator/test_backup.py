@@ -303,8 +303,11 @@ def test_a_damaged_release_is_no_backup(home: AggregatorHome, tmp_path: Path) ->
     assert [one.name for one in tmp_path.iterdir()] == ["home"]
 
 
-def killed(work: Callable[[Callable[[], None]], None], at: int) -> bool:
-    """Does ``work`` in a child that kills itself at its ``at``-th step; whether it did."""
+def in_a_child(work: Callable[[Callable[[], None]], None], at: int) -> int:
+    """Does ``work`` in a child that kills itself at its ``at``-th step; how many steps it has.
+
+    -9 where it was killed.
+    """
     child = os.fork()
     if child == 0:
         passed = 0
@@ -317,9 +320,16 @@ def killed(work: Callable[[Callable[[], None]], None], at: int) -> bool:
 
         try:
             work(step)
+            os._exit(passed)
         finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            os._exit(255)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def moments(steps: int) -> list[int]:
+    """A few of so many, and the last ones, where a name is given."""
+    assert 20 < steps < 255
+    return [*range(1, steps - 4, steps // 6), *range(steps - 3, steps + 1)]
 
 
 def test_a_backup_that_is_killed_is_none(home: AggregatorHome, tmp_path: Path) -> None:
@@ -336,17 +346,18 @@ def test_a_backup_that_is_killed_is_none(home: AggregatorHome, tmp_path: Path) -
         os.link = linking
         backup.back_up(home, file, with_keys=True, advance=lambda *_: step())
 
-    at, kills, made = 1, 0, 0
-    while killed(work, at):
-        kills += 1
+    made, steps = 0, in_a_child(work, 0)
+    file.unlink()
+    for at in moments(steps):
+        assert in_a_child(work, at) == -signal.SIGKILL
         left = {one.name for one in tmp_path.iterdir() if not one.name.startswith("back-")}
         assert left <= {"home", "a.tar", ".a.tar.catalog.part"}
         if file.exists():
             made += 1
             assert versions(bring_back(file, tmp_path / f"back-{at}").catalog)
             file.unlink()
-        at += 1
-    assert kills > 5 and made == 1
+    assert made == 1
+    assert in_a_child(work, 0) == steps
     assert file.exists() and not (tmp_path / ".a.tar.catalog.part").exists()
 
 
@@ -365,15 +376,16 @@ def test_a_restore_that_is_killed_leaves_no_home(home: AggregatorHome, tmp_path:
         Path.rename = renaming  # type: ignore[method-assign,assignment]
         restore.restore(file, new, database=None, advance=lambda *_: step())
 
-    at, kills, made = 1, 0, 0
-    while killed(work, at):
-        kills += 1
+    made, steps = 0, in_a_child(work, 0)
+    new.rename(tmp_path / "made-0")
+    for at in moments(steps):
+        assert in_a_child(work, at) == -signal.SIGKILL
         if new.exists():
             made += 1
             assert versions(new / "catalog.sqlite") == versions(home.catalog)
             new.rename(tmp_path / f"made-{at}")
-        at += 1
-    assert kills > 5 and made == 1
+    assert made == 1
+    assert in_a_child(work, 0) == steps
     assert versions(new / "catalog.sqlite") == versions(home.catalog)
     assert not [one for one in tmp_path.iterdir() if one.name.startswith(".")]
 
