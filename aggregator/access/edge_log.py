@@ -11,20 +11,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from shutil import disk_usage
-from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter
 from sqlalchemy import delete, insert
 from sqlalchemy.exc import SQLAlchemyError
 
-from aggregator.access.audit import Download
 from aggregator.access.tables import DownloadRow, EdgeLogRow
 from aggregator.access.tokens import stamp
 from aggregator.database import Database
+from aggregator.measure import downloaded
 from shared.frozen import Frozen
 
 EVERY_S = 0.25
@@ -46,17 +46,32 @@ class Grant(Frozen):
     number: int = Field(ge=1)
 
 
-class Line(Frozen):
-    """A line of the log; ``grant`` is None where the edge only shows that it writes."""
+@dataclass(frozen=True)
+class Line:
+    """A line of the log: what was answered, of which file, to whom."""
 
-    at: float = Field(ge=0, le=2**33)
-    method: Literal["GET", "HEAD"]
+    at: str
+    method: str
     cache: str
     """``HIT``: the edge answered by itself; all others the API answered and wrote down."""
-    status: int
-    bytes: int = Field(ge=0)
-    path: str = Field(max_length=128)
+    status: str
+    bytes: int
+    path: str
     grant: Grant | None
+    """None where the edge only shows that it writes."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the edge did, and nobody else."""
+        return self.cache == "HIT" and self.grant is not None
+
+    @property
+    def sent(self) -> bool:
+        """Whether it sent bytes of the file."""
+        return self.answered and self.method == "GET" and self.status == "200" and self.bytes > 0
+
+
+GRANT: TypeAdapter[Grant | None] = TypeAdapter(Grant | None)
 
 
 class EdgeLog:
@@ -125,11 +140,16 @@ class EdgeLog:
                 part = opened.read(PART_BYTES)
             part = part[: part.rfind(b"\n") + 1]
             lines = read(part)
-            sent = [download(line) for line in lines if is_download(line)]
+            sent = [line for line in lines if line.sent]
             if sent:
-                session.execute(insert(DownloadRow), [asdict(one) for one in sent])
+                rows = [row_of(line) for line in sent]
+                # The table, not the class: a third of the time.
+                session.connection().execute(insert(DownloadRow.__table__), rows)  # type: ignore[arg-type]
             row.bytes = taken = start + len(part)
-        answered = Counter(line.grant.principal for line in lines if line.grant and _hit(line))
+        for line in lines:
+            if line.sent:
+                downloaded(line.bytes)
+        answered = Counter(line.grant.principal for line in lines if line.grant and line.answered)
         for principal, requests in answered.items():
             self._report(principal, requests)
         return taken
@@ -165,28 +185,40 @@ class EdgeLog:
 
 def read(part: bytes) -> list[Line]:
     """The lines of a part; those that are none are counted in the log and left out."""
-    found, broken = [], 0
-    for text in part.splitlines():
+    found: list[Line] = []
+    grants: dict[str, Grant | None] = {}
+    broken = 0
+    for text in part.decode("ascii", "replace").splitlines():
         try:
-            found.append(Line.model_validate_json(text))
-        except ValidationError:
+            moment, method, cache, status, sent, path, grant = text.split("\t")
+            if grant not in grants:
+                grants[grant] = GRANT.validate_json(grant)
+            second, _, thousandths = moment.partition(".")
+            at = f"{_clock(int(second))}.{int(thousandths):03d}Z"
+            if len(sent) > 18 or not 0 < len(path) <= 128 or not path.isprintable():
+                raise ValueError
+            found.append(Line(at, method, cache, status, int(sent), path, grants[grant]))
+        except (ValueError, OverflowError, OSError):
             broken += 1
     if broken:
         log.error("%d lines of the edge's log cannot be read", broken)
     return found
 
 
-def is_download(line: Line) -> bool:
-    """Whether the edge sent bytes of a file by itself."""
-    return _hit(line) and line.method == "GET" and line.status in (200, 206) and line.bytes > 0
-
-
-def download(line: Line) -> Download:
+def row_of(line: Line) -> dict[str, object]:
     """As the trail has it."""
     assert line.grant is not None
-    moment = datetime.fromtimestamp(line.at, UTC)
-    return Download(at=stamp(moment), path=line.path, bytes=line.bytes, **line.grant.model_dump())
+    return {
+        "at": line.at,
+        "principal": line.grant.principal,
+        "token_id": line.grant.token_id,
+        "dataset": line.grant.dataset,
+        "number": line.grant.number,
+        "path": line.path,
+        "bytes": line.bytes,
+    }
 
 
-def _hit(line: Line) -> bool:
-    return line.cache == "HIT" and line.grant is not None
+@lru_cache(maxsize=64)
+def _clock(second: int) -> str:
+    return stamp(datetime.fromtimestamp(second, UTC)).partition(".")[0]

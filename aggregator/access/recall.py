@@ -1,8 +1,8 @@
 """Answers of the database kept while it does not change, so that few requests ask it.
 
 SQLite tells that another connection has committed (``PRAGMA data_version``): what is kept is as
-fresh as what is asked. PostgreSQL does not: there an answer is kept for half a second at most, and no second's end is
-within: until there what was answered may be kept elsewhere (``aggregator/api/edge.py``).
+fresh as what is asked. PostgreSQL does not: there an answer is kept for half a second at most, and
+not past the end of a second, up to which a grant to the edge proxy may last.
 """
 
 import sqlite3

@@ -25,12 +25,12 @@ from aggregator.api import (
     agreements,
     croissant,
     datasets,
-    edge,
     files,
     health,
     hugging_face,
     publisher,
 )
+from aggregator.api.edge import Grants
 from aggregator.api.errors import ApiError
 from aggregator.api.gate import Gate
 from aggregator.api.models import PROBLEMS, document
@@ -53,7 +53,11 @@ def create_app(home: Path) -> FastAPI:
     recall = Recall(catalog.database)
     audit = Audit(catalog.database)
     rates = Rates(settings.api_requests_a_minute)
+    tokens = Tokens(catalog.database)
     edge_log = _edge_log(settings.edge_log, catalog.database, rates)
+    grants = None
+    if edge_log is not None:
+        grants = Grants(log=edge_log, rates=rates, tokens=tokens, recall=recall)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -89,8 +93,6 @@ def create_app(home: Path) -> FastAPI:
     app.state.publisher_keys = keys
     app.state.heads = Heads(keys, days=settings.head_days)
     app.include_router(files.router)  # asked for most: found first
-    if edge_log is not None:
-        app.include_router(edge.router)
     app.include_router(datasets.router)
     app.include_router(agreements.router)
     app.include_router(health.router)
@@ -109,11 +111,11 @@ def create_app(home: Path) -> FastAPI:
     app.add_exception_handler(Exception, _internal)
     app.add_middleware(
         Gate,
-        tokens=Tokens(catalog.database),
+        tokens=tokens,
         recall=recall,
         refuse=_api_error,
         rates=rates,
-        uncounted=edge.PATH if edge_log is not None else "",
+        grants=grants,
         behind_proxy=settings.behind_proxy,
     )
     app.add_middleware(Measure)  # outermost: what the gate refuses counts too

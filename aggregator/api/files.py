@@ -121,7 +121,8 @@ async def resolve(
 
     store: BlobStore = request.app.state.store
     place, prefix = store.path(file.sha256), request.app.state.accel_prefix
-    if prefix and place is not None and not kept and "If-Range" not in request.headers:
+    small = request.app.state.edge_log is not None and file.bytes <= edge.MOST_BYTES
+    if prefix and place is not None and not small and "If-Range" not in request.headers:
         # nginx knows ranges and other names of content than ours: those with If-Range are ours.
         record(end - start)
         headers["X-Accel-Redirect"] = f"{prefix.rstrip('/')}/{file.sha256[:2]}/{file.sha256}"

@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aggregator.access.principals import ANONYMOUS
 from aggregator.access.recall import Recall
 from aggregator.access.tokens import Tokens
+from aggregator.api.edge import PATH as GRANTS_PATH
+from aggregator.api.edge import Grants
 from aggregator.api.errors import ApiError
 from aggregator.api.principal import resolve
 from aggregator.api.rates import Rates
@@ -29,7 +31,7 @@ Refuse = Callable[[Request, ApiError], Response]
 
 
 class Gate:
-    """ASGI middleware around the whole API; ``uncounted`` is a path the edge proxy asks at."""
+    """ASGI middleware around the whole API; ``grants`` answers the edge proxy."""
 
     def __init__(
         self,
@@ -39,7 +41,7 @@ class Gate:
         recall: Recall,
         refuse: Refuse,
         rates: Rates,
-        uncounted: str,
+        grants: Grants | None,
         behind_proxy: bool,
     ) -> None:
         self._app = app
@@ -47,13 +49,16 @@ class Gate:
         self._recall = recall
         self._refuse = refuse
         self._rates = rates
-        self._uncounted = uncounted
+        self._grants = grants
         self._behind_proxy = behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or lets through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if self._grants is not None and scope["path"] == GRANTS_PATH:
+            await self._grants(scope, receive, send)
             return
         headers = Headers(scope=scope)
         if self._behind_proxy:
@@ -86,16 +91,12 @@ class Gate:
         try:
             who = await resolve(headers, tokens=self._tokens, recall=self._recall)
         except ApiError:
-            self._count(scope, f"address {self._address(scope, headers)}")
+            self._rates.count(f"address {self._address(scope, headers)}")
             raise
         state["principal"] = who
-        self._count(
-            scope, f"name {who.name}" if who.name else f"address {self._address(scope, headers)}"
+        self._rates.count(
+            f"name {who.name}" if who.name else f"address {self._address(scope, headers)}"
         )
-
-    def _count(self, scope: Scope, whose: str) -> None:
-        if scope["path"] != self._uncounted:
-            self._rates.count(whose)
 
     def _address(self, scope: Scope, headers: Headers) -> str:
         client: Any = scope.get("client")

@@ -18,7 +18,9 @@ from shared.durable import write_durably
 from shared.processes import Process, ProcessError, spawn, stop_all
 
 CONFIGURATION = Path(__file__).parent
-FILES = ("nginx.conf", "edge.conf", "desk.conf")
+FILES = ("nginx.conf", "edge.conf", "desk.conf", "serving.conf", "files.conf")
+SMALL_FILES = {"serving.conf": "http", "files.conf": "enabled"}
+"""Where what answers for small files takes effect: only with ``edge_log``."""
 READY_WITHIN_S = 15.0
 GRACE_S = 5.0
 _PATH = re.compile(r"/[A-Za-z0-9/._-]*")
@@ -64,7 +66,8 @@ def write_configuration(home: AggregatorHome) -> Path:
     """Writes nginx's files for this home; gives their folder. Raises ``EdgeError``."""
     settings, folder = home.settings, home.root / "edge"
     blobs = Path(home.blobs) if "://" not in str(home.blobs) else home.root / "blobs"
-    for place in (home.root, blobs):
+    edge_log = Path(settings.edge_log or home.root / "edge-log")
+    for place in (home.root, blobs, edge_log):
         if not _PATH.fullmatch(str(place)):
             raise EdgeError(
                 f"edge: {place} has characters that nginx reads as its own: move it to a path of "
@@ -78,6 +81,7 @@ def write_configuration(home: AggregatorHome) -> Path:
         "127.0.0.1:8080": home.api_url.removeprefix("http://"),
         "/aggregator/tls": str(home.tls),
         "/aggregator/blobs": str(blobs),
+        "/aggregator/edge-log": str(edge_log),
         "/etc/fedstill/edge": str(folder),
         "/tmp/": f"{folder}/tmp/",
     }
@@ -90,6 +94,12 @@ def write_configuration(home: AggregatorHome) -> Path:
             owner = pwd.getpwuid(home.root.stat().st_uid).pw_name
             text = f"user {owner};\n{text}"
         write_durably(folder / name, text.encode())
+    for name, place_of in SMALL_FILES.items():
+        taken = folder / place_of / name
+        if settings.edge_log:
+            write_durably(taken, (folder / name).read_bytes())
+        else:
+            taken.unlink(missing_ok=True)
     return folder
 
 

@@ -49,6 +49,14 @@ def test_the_configuration_has_the_homes_paths_and_ports_and_no_others(tmp_path:
     write_configuration(home)
     assert (folder / "enabled" / "mine.conf").read_text() == "# mine"
     assert home.settings.public_address == "localhost:18443"
+    taken = [folder / place / name for name, place in edge.SMALL_FILES.items()]
+    assert not any(file.exists() for file in taken)
+    logging = with_edge(tmp_path / "home", f'edge_log = "{home.root}/log"')
+    write_configuration(logging)
+    assert f"access_log {home.root}/log/$edge_span.log" in taken[1].read_text()
+    assert taken[0].exists()
+    write_configuration(home)
+    assert not any(file.exists() for file in taken)
 
 
 def test_a_missing_nginx_is_told_with_the_fix(

@@ -4,14 +4,15 @@
 
 A private dataset with files of 1 KB, 256 KB and 50 MB is served by one uvicorn worker, which checks
 a token and writes down each download, by the same behind nginx that sends what the API lets through
-(X-Accel-Redirect), and by nginx alone from the same folder, which checks and writes nothing. wrk
+(X-Accel-Redirect), by the same behind the edge proxy as it is shipped, which answers for small
+files by itself, and by nginx alone from the same folder, which checks and writes nothing. wrk
 asks each in turn over 32 connections, several rounds; medians count. Then 200 downloads of the
 50 MB file at once, over 200 connections, while the worker's resident memory is watched. Needs
 Debian's nginx and wrk.
 
 Bars: at 256 KB at least 1,000 requests a second or 25% of nginx; with X-Accel-Redirect at least 80%
-of nginx at 50 MB, where sending is the work (a small file's request passes the API all the same:
-its share is told beside); memory within 20 MB over the 200 downloads.
+of nginx at 50 MB, where sending is the work, and so with the edge at 256 KB; every answer of the
+edge in the trail of downloads 2 s later; memory within 20 MB over the 200 downloads.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -39,15 +41,18 @@ CONNECTIONS = 32
 DOWNLOADS = 200
 MEMORY_BAR_BYTES = 20e6
 REQUESTS_BAR, SHARE_BAR, REDIRECTED_BAR = 1000, 0.25, 0.8
+EDGE = Path(__file__).parents[2] / "deploy" / "edge"
+TAKEN_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk found: requests a second, seconds within which 99% were answered, errors."""
+    """What wrk found: requests a second, ms within which 99% were answered, errors, requests."""
 
     per_s: float
     p99_ms: float
     errors: int
+    answered: int
 
 
 def free_port() -> int:
@@ -92,7 +97,7 @@ def publish(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def api(home: Path, *, accel: bool) -> Iterator[tuple[int, int]]:
+def api(home: Path, *, accel: bool, edge: bool = False) -> Iterator[tuple[int, int]]:
     """The release API as `aggregator up` starts it, one worker: its port and process."""
     port = free_port()
     settings = (home / "aggregator.toml").read_text()
@@ -100,6 +105,8 @@ def api(home: Path, *, accel: bool) -> Iterator[tuple[int, int]]:
     settings = re.sub(r"(?m)^api_requests_a_minute = .*$", "api_requests_a_minute = 0", settings)
     prefix = '"/blobs/"' if accel else '""'
     settings = re.sub(r"(?m)^accel_prefix = .*$", f"accel_prefix = {prefix}", settings)
+    log = f'"{home}/edge-log"' if edge else '""'
+    settings = re.sub(r"(?m)^edge_log = .*$", f"edge_log = {log}", settings)
     (home / "aggregator.toml").write_text(settings)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "aggregator.services"],
@@ -116,16 +123,25 @@ def api(home: Path, *, accel: bool) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def nginx(folder: Path, blobs: Path, *, upstream: int | None) -> Iterator[int]:
-    """One nginx worker: the blobs themselves, or what the API at ``upstream`` lets through."""
+def nginx(folder: Path, blobs: Path, *, upstream: int | None, edge: bool = False) -> Iterator[int]:
+    """One nginx worker: the blobs themselves, or what the API at ``upstream`` lets through.
+
+    ``edge``: with what the edge proxy has for small files, as it is shipped.
+    """
     port = free_port()
+    shipped = {"serving.conf": "", "files.conf": ""}
+    if edge:
+        for name in shipped:
+            text = (EDGE / name).read_text().replace("http://127.0.0.1:8080", "http://api")
+            text = text.replace("/tmp/", f"{folder}/").replace("/aggregator/", f"{blobs.parent}/")
+            shipped[name] = text
     files = f"alias {blobs}/;"
     if upstream is None:
         locations = f"location /blobs/ {{ {files} }}"
     else:
         locations = (
-            f"location /blobs/ {{ internal; {files} }}"
-            f"location / {{ proxy_pass http://api; proxy_http_version 1.1; "
+            f"{shipped['files.conf']} location /blobs/ {{ internal; {files} }}"
+            f"location / {{ proxy_pass http://api; "
             'proxy_set_header Connection ""; }'
         )
     folder.mkdir()
@@ -137,7 +153,9 @@ def nginx(folder: Path, blobs: Path, *, upstream: int | None) -> Iterator[int]:
         "http { access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;"
         f"client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;"
         f"fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;"
+        f"{shipped['serving.conf']}"
         f"upstream api {{ server 127.0.0.1:{upstream or 1}; keepalive 64; }}"
+        "proxy_http_version 1.1;"
         f"server {{ listen 127.0.0.1:{port}; {locations} }} }}"
     )
     binary = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -187,7 +205,8 @@ def read_wrk(output: str) -> Load:
     """What wrk prints."""
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     last = re.search(r"99%\s+([\d.]+)(us|ms|s|m)", output)
-    if rate is None or last is None:
+    answered = re.search(r"(\d+) requests in", output)
+    if rate is None or last is None or answered is None:
         raise SystemExit(f"wrk said:\n{output}")
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     broken = re.search(
@@ -195,7 +214,12 @@ def read_wrk(output: str) -> Load:
     )
     errors = sum(int(number) for found in (refused, broken) if found for number in found.groups())
     scale = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}[last[2]]
-    return Load(per_s=float(rate[1]), p99_ms=float(last[1]) * scale, errors=errors)
+    return Load(
+        per_s=float(rate[1]),
+        p99_ms=float(last[1]) * scale,
+        errors=errors,
+        answered=int(answered[1]),
+    )
 
 
 def resident_bytes(pid: int) -> int:
@@ -262,6 +286,7 @@ def measured(root: Path, *, seconds: float, rounds: int) -> dict[str, object]:
     token = json.loads(said)["token"]
     path = "datasets/fedstill/served/resolve/v1"
     found: dict[str, dict[str, list[Load]]] = {}
+    missing = 0
     with nginx(root / "alone", home / "blobs", upstream=None) as bare:
         for round_number in range(rounds):
             for label, blob in blobs.items():
@@ -285,10 +310,39 @@ def measured(root: Path, *, seconds: float, rounds: int) -> dict[str, object]:
                     url = f"http://127.0.0.1:{front}/{path}/{name}"
                     load = loaded(url, token=token, seconds=seconds)
                     found[label].setdefault("api behind nginx", []).append(load)
-    return judged(found, memory)
+            with (
+                api(home, accel=True, edge=True) as (port, _),
+                nginx(root / f"edge{round_number}", home / "blobs", upstream=port, edge=True) as at,
+            ):
+                for label in SIZES:
+                    name = f"{label.replace(' ', '').lower()}.bin"
+                    url = f"http://127.0.0.1:{at}/{path}/{name}"
+                    shown(url, token=token)
+                    before = recorded(home)
+                    load = loaded(url, token=token, seconds=seconds)
+                    found[label].setdefault("edge", []).append(load)
+                    time.sleep(TAKEN_WITHIN_S)
+                    missing += max(0, load.answered - load.errors - (recorded(home) - before))
+    return judged(found, memory, missing=missing)
 
 
-def judged(found: dict[str, dict[str, list[Load]]], memory: dict[str, float]) -> dict[str, object]:
+def shown(url: str, *, token: str) -> None:
+    """Asks until the edge has shown the API that it writes its log."""
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    for _ in range(3):
+        urllib.request.urlopen(asked, timeout=60).close()
+        time.sleep(0.5)
+
+
+def recorded(home: Path) -> int:
+    """How many downloads are in the trail."""
+    with sqlite3.connect(home / "catalog.sqlite") as catalog:
+        return int(catalog.execute("SELECT count(*) FROM downloads").fetchone()[0])
+
+
+def judged(
+    found: dict[str, dict[str, list[Load]]], memory: dict[str, float], *, missing: int
+) -> dict[str, object]:
     """Medians, the shares of nginx, and whether the bars are cleared."""
     table = {
         label: {
@@ -316,9 +370,12 @@ def judged(found: dict[str, dict[str, list[Load]]], memory: dict[str, float]) ->
         "requests": table,
         "share_of_nginx": share,
         "memory_bytes": memory,
+        "missing_in_the_trail": missing,
         "cleared": {
             "256 KB": middle >= REQUESTS_BAR or share["256 KB"]["api"] >= SHARE_BAR,  # type: ignore[operator]
             "redirected, 50 MB": share["50 MB"]["api behind nginx"] >= REDIRECTED_BAR,
+            "edge, 256 KB": share["256 KB"]["edge"] >= REDIRECTED_BAR,
+            "edge, recorded": missing == 0,
             "memory": max(memory["most"], memory["after"]) - memory["before"] <= MEMORY_BAR_BYTES,
             "no errors": errors == 0,
         },
