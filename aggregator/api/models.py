@@ -163,6 +163,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     503: _problem("The server cannot do this now"),
 }
 AGREED: dict[int | str, dict[str, Any]] = {409: _problem("The agreement has another version now")}
+UNREADABLE: dict[int | str, dict[str, Any]] = {
+    409: _problem("Something in the run's folder is damaged: what, is said")
+}
 _BYTES: dict[str, Any] = {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     "application/json": {"schema": {}},

@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 from aggregator.access.principals import Principal
 from aggregator.api.datasets import strict
 from aggregator.api.errors import ApiError
+from aggregator.api.models import UNREADABLE
 from aggregator.chronicle import chronicle_of, lines_after
 from aggregator.desk.finding import Digest, found_run
 from aggregator.desk.session import reader
@@ -50,7 +51,7 @@ MOST_STREAMS, MOST_OF_ONE = 64, 8
 OVER = ("published", "aborted")
 """States after which nothing comes that has not been asked for."""
 
-router = APIRouter()
+router = APIRouter(responses=UNREADABLE)
 
 
 class Streams:
@@ -97,11 +98,9 @@ streams = Streams()
 class EventStream(StreamingResponse):
     """The answer; leaves ``streams`` however it ends."""
 
-    media_type = "text/event-stream"
-
     def __init__(self, content: AsyncIterator[bytes], *, leave: Callable[[], None]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(content, headers=headers)
+        super().__init__(content, headers=headers, media_type="text/event-stream")
         self._leave = leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,8 +114,7 @@ class EventStream(StreamingResponse):
 @router.get(
     "/api/desk/runs/{digest}/events",
     dependencies=strict,
-    status_code=200,
-    response_class=EventStream,
+    response_class=Response,
     responses={
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
         204: {"description": "the run has ended, and all of it was told before"},

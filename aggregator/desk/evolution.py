@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse
 
 from aggregator.api.datasets import strict
 from aggregator.api.errors import ApiError
+from aggregator.api.models import FILE, UNREADABLE
 from aggregator.contact_sheet import contact_sheet
 from aggregator.desk.finding import Digest, found_run
 from aggregator.desk.session import reader
@@ -17,13 +18,12 @@ from aggregator.runs import read_run_contract
 from aggregator.snapshots import SnapshotError, read_snapshot, snapshot_file
 from shared.release.facts import task_labels
 
-router = APIRouter(dependencies=[Depends(reader), *strict])
+router = APIRouter(dependencies=[Depends(reader), *strict], responses=UNREADABLE)
 Round = Annotated[int, PathParameter(ge=0, le=9999, description="0: before the first")]
-BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
-PICTURE = {"content": {"image/png": {"schema": {"type": "string"}}}}
+PICTURE = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
 
-@router.get("/api/desk/runs/{digest}/pairs", response_class=FileResponse, responses={200: BINARY})
+@router.get("/api/desk/runs/{digest}/pairs", response_class=FileResponse, responses=FILE)
 def pairs(request: Request, digest: Digest) -> FileResponse:
     """The pairs the run has ended with, all of them: safetensors, float32; takes one Range."""
     return _file(request, found_run(request, digest) / "pairs.safetensors")
@@ -55,9 +55,7 @@ def sheet(request: Request, digest: Digest, round: Round) -> Response:
     return Response(picture, media_type="image/png", headers={"Cache-Control": "private, no-cache"})
 
 
-@router.get(
-    "/api/desk/runs/{digest}/pairs/{round}", response_class=FileResponse, responses={200: BINARY}
-)
+@router.get("/api/desk/runs/{digest}/pairs/{round}", response_class=FileResponse, responses=FILE)
 def snapshot(request: Request, digest: Digest, round: Round) -> FileResponse:
     """Some of the pairs as they were after a round: safetensors, float16; takes one Range."""
     return _file(request, snapshot_file(found_run(request, digest), round))

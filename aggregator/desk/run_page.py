@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
 from aggregator.api.datasets import strict
+from aggregator.api.models import UNREADABLE
 from aggregator.desk.comparison import Comparison, compared
 from aggregator.desk.curves import curves
 from aggregator.desk.events import OVER
@@ -21,7 +22,7 @@ from aggregator.pages.bars import bars, remarks
 from aggregator.worth import ROW_TITLES, Row, Utility
 from shared.frozen import Frozen
 
-router = APIRouter(dependencies=[Depends(reader)])
+router = APIRouter(dependencies=[Depends(reader)], responses=UNREADABLE)
 Chosen = Annotated[str, Query(pattern=DIGEST)]
 
 
