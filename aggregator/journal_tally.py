@@ -3,6 +3,7 @@
 Each journal is read as it grows, so that a scrape costs what was written since the last one.
 """
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.runs import read_events
+from shared.messages import RefusalCode
 
 UNUSED = ("refused", "rejected", "late", "offline", "gone")
 """What becomes of a site in a round whose answer is not used."""
 KINDS = ("anchor", "probes")
+_REFUSED = re.compile(r"refused: ([a-z-]+)")
+_CODES = frozenset(code.value for code in RefusalCode)
 
 
 class JournalTally:
@@ -28,7 +32,8 @@ class JournalTally:
         self.seconds: Counter[str] = Counter()
         self.bytes_up = 0
         self.bytes_down = 0
-        self.unused: Counter[str] = Counter()
+        self.unused: Counter[tuple[str, str]] = Counter()
+        """By what became of the site, and the code of a refusal."""
         self.loss: dict[str, float] = {}
         """Matching distance after a run's last round, by the run's name."""
 
@@ -53,7 +58,7 @@ class JournalTally:
                 state = told.get("state") if isinstance(told, dict) else None
                 if state in UNUSED and (run, number, site, state) not in self._counted:
                     self._counted.add((run, number, site, state))
-                    self.unused[state] += 1
+                    self.unused[state, _code(state, told.get("reason"))] += 1
         ended = event.get("ended")
         # A round that was asked again after a stop ended once.
         if isinstance(ended, dict) and number not in self._ended.setdefault(run, set()):
@@ -66,6 +71,12 @@ class JournalTally:
             self.bytes_down += _whole(ended.get("bytes_down"))
             if isinstance(ended.get("loss"), int | float):
                 self.loss[run] = float(ended["loss"])
+
+
+def _code(state: str, reason: Any) -> str:
+    """The code of a refusal, in our words alone; empty of all else."""
+    found = _REFUSED.search(str(reason)) if state == "refused" else None
+    return found[1] if found is not None and found[1] in _CODES else ""
 
 
 def _number(value: Any) -> float:

@@ -146,10 +146,12 @@ class AggregatorCollector(Collector):
         moved.add_metric(["up"], journals.bytes_up)
         moved.add_metric(["down"], journals.bytes_down)
         unused = CounterMetricFamily(
-            "fedstill_answers_unused", "sites without a used answer, by round", labels=["reason"]
+            "fedstill_answers_unused",
+            "sites without a used answer, by round",
+            labels=["reason", "code"],
         )
-        for reason in UNUSED:
-            unused.add_metric([reason], journals.unused[reason])
+        for reason, code in {*journals.unused, *((one, "") for one in UNUSED)}:
+            unused.add_metric([reason, code], journals.unused[reason, code])
         loss = GaugeMetricFamily(
             "fedstill_run_matching_loss", "matching distance after its last round", labels=["run"]
         )

@@ -30,6 +30,7 @@ from site_agent.settings import SiteSettings
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = RunContract(name="ct-demo")
+REFUSED = {"state": "refused", "reason": "a: refused: budget-spent (incident 3fa81c20)"}
 API = """
 import sys, warnings
 from pathlib import Path
@@ -66,8 +67,9 @@ def home(tmp_path: Path) -> AggregatorHome:
     state = {"state": "running", "since": time.time(), "round": 1, "rounds": 6}
     (run / "state.json").write_text(json.dumps(state))
     (run / "events.jsonl").write_text(
-        event(1, sites={"a": {"state": "refused"}, "b": {"state": "answered"}})
-        + event(1, sites={"a": {"state": "refused"}, "b": {"state": "answered"}})
+        event(1, sites={"a": REFUSED, "b": {"state": "answered"}})
+        + event(1, sites={"a": REFUSED, "b": {"state": "late", "reason": "refused: CANARY"}})
+        + event(1, sites={"c": {"state": "refused", "reason": "refused: canary"}})
         + event(1, ended={"seconds": 7.5, "asked": "anchor", "bytes_up": 10, "bytes_down": 30})
         + event(1, ended={"seconds": 9.5, "asked": "anchor", "bytes_up": 10, "bytes_down": 30})
         + event(2, ended={"seconds": 2.0, "asked": "probes", "loss": 0.25, "bytes_up": 5})
@@ -126,7 +128,9 @@ def test_monitoring_is_told_what_there_is(home: AggregatorHome, supervisor: Supe
         "fedstill_round_seconds_total{kind=probes}": 2.0,
         "fedstill_round_bytes_total{direction=up}": 15,
         "fedstill_round_bytes_total{direction=down}": 30,
-        "fedstill_answers_unused_total{reason=refused}": 1,
+        "fedstill_answers_unused_total{code=budget-spent,reason=refused}": 1,
+        "fedstill_answers_unused_total{code=,reason=refused}": 1,
+        "fedstill_answers_unused_total{code=,reason=late}": 1,
         "fedstill_publishes_total": 2,
         "fedstill_withdrawals_total": 1,
         "fedstill_downloads_total": 6,
@@ -138,7 +142,7 @@ def test_monitoring_is_told_what_there_is(home: AggregatorHome, supervisor: Supe
     ends = found["fedstill_certificate_expiry_timestamp_seconds{certificate=server}"]
     assert 395 < (ends - time.time()) / 86_400 < 398
     assert found["fedstill_disk_free_bytes{place=home}"] > 0
-    assert "CANARY" not in text
+    assert "canary" not in text.lower()
     assert "ct-demo" not in text and str(home.root) not in text
     routes = set(re.findall(r'route="([^"]*)"', text))
     assert "/datasets/{namespace}/{name}/resolve/{revision}/{path:path}" in routes
