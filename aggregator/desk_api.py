@@ -6,6 +6,7 @@ Addresses are paths on this server, never files of it.
 import json
 import struct
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +181,10 @@ def _view(home: AggregatorHome, run: Path) -> RunView:
 
 
 def _read(run: Path) -> RunView:
-    contract, plan, state = read_contract(run), read_plan(run), read_state(run)
+    contract, digest = _contract(run)
+    plan, state = read_plan(run), read_state(run)
     told, mandate = chronicle_of(run), read_mandate(run)
-    digest, last = contract.digest(), told.last
-    counts, here = _counts(run), f"/api/desk/runs/{contract.digest()}/pairs"
+    counts, last, here = _counts(run), told.last, f"/api/desk/runs/{digest}/pairs"
     shape = _shape(run / "pairs.safetensors")
     return RunView(
         digest=digest,
@@ -217,6 +218,21 @@ def _read(run: Path) -> RunView:
             for number in snapshot_rounds(run)
         ),
     )
+
+
+def _contract(run: Path) -> tuple[RunContract, str]:
+    """The run's contract and its digest, which takes milliseconds; raises ``RunError``."""
+    try:
+        about = (run / "contract.json").stat()
+    except OSError:
+        about = None
+    return _read_contract(run, about and (about.st_ino, about.st_mtime_ns, about.st_size))
+
+
+@lru_cache(maxsize=1024)
+def _read_contract(run: Path, _version: object) -> tuple[RunContract, str]:
+    contract = read_contract(run)
+    return contract, contract.digest()
 
 
 def _site(name: str, said: Event, counts: Mapping[str, Any]) -> SiteView:
