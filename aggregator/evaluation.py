@@ -36,6 +36,7 @@ from aggregator.hospital_table import (
     read_judgement,
 )
 from aggregator.progress import Journal
+from aggregator.runs import NETWORKS
 from aggregator.utility import UTILITY, pairs_digest
 from shared.contract import RunContract
 from shared.durable import write_durably
@@ -48,7 +49,6 @@ from shared.tasks.degradation import parts
 from shared.training import fit_pairs
 from shared.trajectory import judge_seed
 
-NETWORKS = "networks.safetensors"
 SETS = (
     *("prior", "prior_textured", "public_direct", "public_and_textured", "public_anchored"),
     "distilled",

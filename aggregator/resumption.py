@@ -12,23 +12,27 @@ from pathlib import Path
 
 from aggregator.enrolment import EnrolmentError
 from aggregator.home import AggregatorHome
+from aggregator.hospital_table import EVALUATION
 from aggregator.lifecycle import is_lost, quorum_of, read_state, submit
-from aggregator.runs import RunError, flower_run, is_held, read_plan
+from aggregator.runs import NETWORKS, RunError, flower_run, is_held, read_plan
 from aggregator.superlink import SuperLink, SuperLinkError, superlink
 
 LOOK_EVERY_S = 2.0
 SUBMITTED_S = 8.0
 """A run that is just being submitted is left alone for this long."""
 FIRST_PAUSE_S = 2.0
+PATIENT_AFTER = 3
+"""Attempts in a row that bring nothing, before the pauses grow: somebody may be at work there."""
 LONGEST_PAUSE_S = 120.0
 """Between attempts at a run that ends again without a round more."""
 
 
 @dataclass
 class Attempts:
-    """How often a run was submitted since its last round, and when it may be again."""
+    """How often a run was submitted since it last got further, and when it may be again."""
 
-    round: int
+    reached: tuple[int, ...]
+    count: int = 0
     pause_s: float = FIRST_PAUSE_S
     not_before: float = field(default=float("-inf"))
 
@@ -91,20 +95,27 @@ def resume_runs(
     # One that Flower has lost before it began, with its SuperLink, will not begin.
     stranded = [run for run in submitted_runs(home) if link.has_ended(flower_run(run))]
     for run in (*waiting_runs(home), *stranded):
-        state = read_state(run)
-        tried = attempts.get(run.name)
-        if tried is None or tried.round != state.round:
-            tried = attempts[run.name] = Attempts(state.round)
+        reached, tried = _reached(run), attempts.get(run.name)
+        if tried is None or tried.reached != reached:
+            tried = attempts[run.name] = Attempts(reached)
         if clock() < tried.not_before or not _enough(run, online):
             continue
         tried.not_before = clock() + tried.pause_s
-        tried.pause_s = min(2 * tried.pause_s, LONGEST_PAUSE_S)
+        tried.count += 1
+        if tried.count >= PATIENT_AFTER:
+            tried.pause_s = min(2 * tried.pause_s, LONGEST_PAUSE_S)
         try:
             if submit(link, run):
                 resumed.append(run.name)
         except RunError:
             continue
     return resumed
+
+
+def _reached(run: Path) -> tuple[int, ...]:
+    """How far the run is: its rounds, then what is there of its judgement, bytes."""
+    judged = (run / name for name in (NETWORKS, EVALUATION))
+    return read_state(run).round, *(one.stat().st_size if one.exists() else 0 for one in judged)
 
 
 def _enough(run: Path, online: Collection[str]) -> bool:

@@ -38,6 +38,8 @@ FOUNDATION = "foundation.safetensors"
 MANDATE = "mandate.json"
 ATTACKS = "attacks.json"
 FLOWER_RUN = "flower-run"
+NETWORKS = "networks.safetensors"
+"""Students that the hospitals judge."""
 START_WITHIN_S = 90.0
 """How long a submitted run may take until its ServerApp holds the lock."""
 POLL_S = 0.3

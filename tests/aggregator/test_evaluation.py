@@ -10,10 +10,11 @@ import SimpleITK
 import torch
 from safetensors.numpy import load_file, save_file
 
-from aggregator.evaluation import NETWORKS, judge_run
+from aggregator.evaluation import judge_run
 from aggregator.federation import federate
 from aggregator.gates import run_gates
 from aggregator.hospital_table import is_judged, read_judgement
+from aggregator.runs import NETWORKS
 from aggregator.simulate import PSEUDONYM_KEY, Hospital, in_process, open_hospitals
 from aggregator.utility import GateError
 from shared.architectures import Residual
