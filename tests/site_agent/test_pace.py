@@ -22,7 +22,7 @@ from site_agent.settings import SiteSettings
 NETWORK = Residual(depth=3, width=12)
 CONTRACT = RunContract(
     name="tiny",
-    task=CtDenoise(size_px=64, angles=60, bins=96),
+    task=CtDenoise(size_px=48, angles=40, bins=64),
     student=NETWORK,
     anchor_network=NETWORK,
     anchor=Anchor(rounds=1, local_steps=60, public_steps=5),
@@ -166,6 +166,26 @@ def test_every_task_can_be_timed(task):
     assert all((one == 0) == real for one in paced.degrading.values())
     assert set(paced.gradient) == {"student", "anchor"}
     assert min(*paced.gradient.values(), paced.step) > 0
+
+
+def test_what_only_the_first_time_takes_does_not_count(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(pace, "_clock", lambda: now[0])
+
+    def work(count):
+        now[0] += 0.1 * count + (8.0 if not calls else 0.0)
+        calls.append(count)
+
+    assert pace._each(work, 10) == pytest.approx(0.1)
+    assert calls == [1, 1, 10, 10]
+
+    def slow(count):
+        now[0] += 30.0 * count
+        calls.append(count)
+
+    calls.clear()
+    assert pace._each(slow, 10) == pytest.approx(30.0)
+    assert calls == [1], "not tried again"
 
 
 def test_a_shape_is_timed_once(monkeypatch):
