@@ -193,28 +193,32 @@ def test_serving_reads_wrk_and_judges_medians(monkeypatch: pytest.MonkeyPatch) -
         "  Non-2xx or 3xx responses: 4\nRequests/sec:   1234.50\n"
     )
     load = serving.read_wrk(said)
-    assert (load.per_s, load.p99_ms, load.errors) == (1234.5, 1500.0, 7)
+    assert (load.per_s, load.p99_ms, load.errors, load.answered) == (1234.5, 1500.0, 7, 1000)
 
     def loads(*rates: float) -> list[Any]:
-        return [serving.Load(per_s=rate, p99_ms=1.0, errors=0) for rate in rates]
+        return [serving.Load(per_s=rate, p99_ms=1.0, errors=0, answered=9) for rate in rates]
 
     found = {
         "256 KB": {
             "nginx": loads(4000),
             "api": loads(999, 1001, 5000),
             "api behind nginx": loads(9),
+            "edge": loads(3200),
         },
         "50 MB": {"nginx": loads(10), "api": loads(5), "api behind nginx": loads(7.9)},
     }
     memory = {"before": 100e6, "most": 119e6, "after": 100e6}
-    judged = serving.judged(found, memory)
+    judged = serving.judged(found, memory, missing=0)
     assert judged["share_of_nginx"]["50 MB"]["api behind nginx"] == pytest.approx(0.79)
     assert judged["cleared"] == {
         "256 KB": True,
         "redirected, 50 MB": False,
+        "edge, 256 KB": True,
+        "edge, recorded": True,
         "memory": True,
         "no errors": True,
     }
     found["256 KB"]["api"] = loads(999)  # below 1,000 and below a quarter
-    assert not serving.judged(found, {**memory, "most": 121e6})["cleared"]["256 KB"]
-    assert not serving.judged(found, {**memory, "most": 121e6})["cleared"]["memory"]
+    found["256 KB"]["edge"] = loads(3199)
+    worse = serving.judged(found, {**memory, "most": 121e6}, missing=1)["cleared"]
+    assert not any(worse[bar] for bar in ("256 KB", "memory", "edge, 256 KB", "edge, recorded"))
