@@ -52,7 +52,8 @@ def listen(home: Home = DEFAULT_HOME, log_format: Form = LogFormat.AUTO) -> None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopped.set())
         begin("importer", log_format)
-        with Listener(wanted, _spool(settings), salt=log_salt(home), note=note):
+        place = wanted.beside(settings.home)
+        with Listener(place, _spool(settings), salt=log_salt(home), note=note):
             note(Event.IMPORTER_READY, ae_title=wanted.ae_title, port=wanted.port)
             stopped.wait()
 

@@ -30,6 +30,7 @@ from site_agent.importer.spool import (
     Spool,
     TooLargeError,
 )
+from site_agent.importer.tls import TlsError, server_context, shake_hands
 
 # Part 4, table B.2-1.
 SUCCESS = 0x0000
@@ -69,7 +70,8 @@ class Listener:
     def __init__(self, settings: ListenSettings, spool: Spool, *, salt: bytes, note: Note) -> None:
         """Starts to listen; hashes senders' addresses with ``salt`` in what it notes.
 
-        Raises ``ListenerError`` where the address is not to be had."""
+        Raises ``ListenerError`` where the address is not to be had, or the certificates not usable.
+        """
         silence()
         _config.LOG_HANDLER_LEVEL = "none"
         self._settings = settings
@@ -82,6 +84,7 @@ class Listener:
             self._entity.start_server(
                 (settings.address, settings.port),
                 block=False,
+                ssl_context=server_context(settings),
                 evt_handlers=[
                     (evt.EVT_CONN_OPEN, self._opened),
                     (evt.EVT_REJECTED, self._rejected),
@@ -91,6 +94,8 @@ class Listener:
                     (evt.EVT_CONN_CLOSE, self._closed),
                 ],
             )
+        except TlsError as error:
+            raise ListenerError(str(error)) from None
         except OSError as error:
             raise ListenerError(
                 f"importer.listen: cannot listen at {settings.address} port {settings.port} "
@@ -112,9 +117,21 @@ class Listener:
         return self._sessions.setdefault(association, _Session())
 
     def _opened(self, event: evt.Event) -> None:
-        """Bounds what one read takes: a length field could otherwise claim 4 GB."""
+        """Shakes hands, and bounds what one read takes: a length field could claim 4 GB."""
         socket: Any = event.assoc.dul.socket
-        socket.socket.settimeout(self._settings.timeout_s)
+        connection = socket.socket
+        if not shake_hands(connection, timeout_s=min(_ACSE_TIMEOUT_S, self._settings.timeout_s)):
+            connection.close()
+            # Its threads would wait for a request on a connection that is no more.
+            cast(Any, event.assoc).start = _nothing
+            self._note(
+                Event.SENDER_REFUSED,
+                sender=self._peer(event),
+                hint="it must use TLS, with a certificate of importer.listen.ca_file's authority "
+                "where that is set",
+            )
+            return
+        connection.settimeout(self._settings.timeout_s)
         receive = socket.recv
 
         def bounded(count: int) -> bytearray:
@@ -235,6 +252,10 @@ def _entity(settings: ListenSettings) -> AE:
     for storage_class in STORAGE_CLASSES:
         entity.add_supported_context(storage_class, list(TRANSFER_SYNTAXES))
     return entity
+
+
+def _nothing() -> None:
+    """In place of an association."""
 
 
 def _echo(event: evt.Event) -> int:

@@ -4,7 +4,7 @@ import re
 from datetime import date
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -12,6 +12,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from shared.frozen import Frozen
 
 _AE_TITLE = re.compile(r"[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?")
+
+
+Table = TypeVar("Table", bound=Frozen)
 
 
 def _ae_title(value: str) -> str:
@@ -46,6 +49,13 @@ class ListenSettings(Frozen):
     max_associations: int = Field(4, ge=1, le=64, description="senders at a time")
     max_pdu_bytes: int = Field(65536, ge=4096, le=1048576, description="longest unit of transfer")
     timeout_s: float = Field(60.0, ge=1, le=3600, description="silence after which one is cut off")
+    certificate_file: Path | None = Field(
+        None, description="PEM file of this machine's certificate: senders then need TLS"
+    )
+    key_file: Path | None = Field(None, description="PEM file of its private key, mode 0600")
+    ca_file: Path | None = Field(
+        None, description="PEM file of the authority that senders' certificates must come from"
+    )
 
     @field_validator("address")
     @classmethod
@@ -54,6 +64,18 @@ class ListenSettings(Frozen):
             return str(ip_address(value))
         except ValueError:
             raise ValueError("write an IP address of this machine, such as 10.1.2.3") from None
+
+    @model_validator(mode="after")
+    def _has_a_pair(self) -> "ListenSettings":
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file, key_file: set both, or neither")
+        if self.ca_file is not None and self.certificate_file is None:
+            raise ValueError("ca_file: is for TLS: set certificate_file and key_file too")
+        return self
+
+    def beside(self, home: Path) -> "ListenSettings":
+        """The same with relative files taken from the site's ``home``."""
+        return _files_beside(self, home, "certificate_file", "key_file", "ca_file")
 
 
 class DicomwebSettings(Frozen):
@@ -103,10 +125,7 @@ class DicomwebSettings(Frozen):
 
     def beside(self, home: Path) -> "DicomwebSettings":
         """The same with relative files taken from the site's ``home``."""
-        files = {name: getattr(self, name) for name in ("token_file", "login_file", "ca_file")}
-        return self.model_copy(
-            update={name: home / file.expanduser() for name, file in files.items() if file}
-        )
+        return _files_beside(self, home, "token_file", "login_file", "ca_file")
 
 
 class ImporterSettings(Frozen):
@@ -138,6 +157,13 @@ TABLES: dict[str, type[Frozen]] = {
     "importer.dicomweb": DicomwebSettings,
 }
 """The tables of ``site.toml`` that are the importer's."""
+
+
+def _files_beside(table: Table, home: Path, *names: str) -> Table:
+    files = {name: getattr(table, name) for name in names}
+    return table.model_copy(
+        update={name: home / file.expanduser() for name, file in files.items() if file}
+    )
 
 
 def _is_loopback(host: str | None) -> bool:
