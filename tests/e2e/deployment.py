@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aggregator.enrolment import read_enrolment, record_site, write_kit
 from aggregator.home import AggregatorHome
 from shared.contract import RunContract
 from shared.guardian import descendants
 from shared.processes import Process, spawn, stop_all, wait_for_line
 from site_agent.enrolment import enrol
 from site_agent.kit import join
+from site_agent.settings import SiteSettings
 
 BINARIES = Path(sys.executable).parent
 TOKEN_VARIABLE = "FEDSTILL_TEST_TOKEN"
@@ -90,22 +92,29 @@ class Deployment:
         made = self.aggregator("init", *ports)
         assert made.returncode == 0, made.stderr
 
-    def enrol(self, name: str, *, port: int | None = None) -> dict[str, Any]:
-        """A new site that has joined; what `aggregator site add` said of it.
-
-        ``port``: what it connects to in place of the SuperLink's, once it has joined.
-        """
-        images = self.root / "images" / name
-        images.mkdir(parents=True)
-        address = f"localhost:{self.home.settings.superlink_port}"
-        made = enrol(home=self.root / name, name=name, aggregator=address, images=images)
+    def enrol(self, name: str) -> dict[str, Any]:
+        """A new site that has joined; what `aggregator site add` said of it."""
+        made = self._site(name)
         added = self.aggregator("site", "add", made.home / "enrolment.json", "--json")
         told: dict[str, Any] = json.loads(added.stdout)
         join(made, Path(told["kit"]), replace=False)
-        if port is not None:
-            settings = made.home / "site.toml"
-            settings.write_text(settings.read_text().replace(address, f"localhost:{port}"))
         return told
+
+    def enrol_before_up(self, name: str, *, port: int | None = None) -> None:
+        """Likewise, without a process; it connects to ``port`` in place of the SuperLink's."""
+        made = self._site(name)
+        enrolment = read_enrolment(made.home / "enrolment.json")
+        record_site(self.home, enrolment)
+        join(made, write_kit(self.home, enrolment), replace=False)
+        if port is not None:
+            file = made.home / "site.toml"
+            file.write_text(file.read_text().replace(made.aggregator, f"localhost:{port}"))
+
+    def _site(self, name: str) -> SiteSettings:
+        images = self.root / "images" / name
+        images.mkdir(parents=True)
+        address = f"localhost:{self.home.settings.superlink_port}"
+        return enrol(home=self.root / name, name=name, aggregator=address, images=images)
 
     def connect(self, *names: str) -> None:
         """Starts fake workers and the sites' SuperNodes, and waits until all are connected."""

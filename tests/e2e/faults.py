@@ -72,7 +72,7 @@ def federation(deployment: Deployment) -> Iterator[Federation]:
     wires = {name: Wire(port) for name in (CUT, DEAF)}
     try:
         for name in SITES:
-            deployment.enrol(name, port=wires[name].port if name in wires else None)
+            deployment.enrol_before_up(name, port=wires[name].port if name in wires else None)
         deployment.up()
         deployment.connect(*SITES)
         yield Federation(deployment, wires)

@@ -56,7 +56,7 @@ def aggregator(deployment: Deployment) -> Iterator[Deployment]:
     """An aggregator with two sites, connected."""
     deployment.init()
     for name in SITES:
-        deployment.enrol(name)
+        deployment.enrol_before_up(name)
     deployment.up()
     deployment.connect(*SITES)
     yield deployment
@@ -67,9 +67,13 @@ def kills(
     programs: Sequence[Program],
     *,
     seed: int,
+    within: float = 1.0,
     say: Callable[[str], None] = print,
 ) -> list[Kill]:
-    """Kills the programs, in this order; raises where a run does not end as the first one did."""
+    """Kills the programs, in this order; raises where a run does not end as the first one did.
+
+    ``within`` which share of a run's duration after it began, or went on, the moment is drawn.
+    """
     chance, left, done = random.Random(seed), list(programs), list[Kill]()
     waiting = ThreadPoolExecutor(1)
     api: Future[Kill] | None = None
@@ -85,7 +89,7 @@ def kills(
         with deployment.launching(contract, "--json") as launcher:
             until(lambda: is_running(run) or launcher.poll() is not None, within_s=60)
             while left:
-                moment = time.monotonic() + chance.uniform(0, lasts_s)
+                moment = time.monotonic() + chance.uniform(0, within * lasts_s)
                 until(lambda at=moment: time.monotonic() >= at, within_s=60)  # type: ignore[misc]
                 if launcher.poll() is not None or not is_running(run):
                     break  # it was quicker

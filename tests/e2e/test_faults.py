@@ -12,7 +12,7 @@ from shared.processes import become_subreaper, stop_all
 from tests.e2e import faults
 from tests.e2e.deployment import Deployment, marked
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
 @pytest.fixture
