@@ -158,11 +158,6 @@ def survey(home: AggregatorHome) -> Survey:
     return Survey(runs=tuple(found), unreadable=tuple(unreadable))
 
 
-def runs(home: AggregatorHome) -> list[RunView]:
-    """All runs that can be read, the newest first."""
-    return list(survey(home).runs)
-
-
 def run_view(home: AggregatorHome, digest: str) -> RunView:
     """One run, by its digest, the beginning of it, or its name. Raises ``RunError``."""
     return _view(home, find_run(home, digest))

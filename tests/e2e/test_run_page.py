@@ -254,6 +254,17 @@ def test_a_broken_connection_is_said_and_comes_back(
         expect(page.locator("#sites")).to_contain_text("deadline", timeout=LIVE_MS)
 
 
+def test_who_is_signed_out_is_told_so(desk: Desk, window: Callable[..., Window]) -> None:
+    watched = window()
+    with desk.working() as (run, made):
+        page = watched.open(made)
+        expect(page.locator("#live")).to_have_text("Live: this page follows the run.")
+        page.context.clear_cookies()
+        tell(run, waiting("st-bruno", "offline", time=time.time()))
+        expect(page.locator("#live")).to_contain_text("You are signed out", timeout=LIVE_MS)
+        assert "st-bruno" in page.inner_text("#sites")
+
+
 def test_without_scripts_the_page_is_as_of_loading(
     desk: Desk, window: Callable[..., Window]
 ) -> None:
