@@ -48,6 +48,32 @@ images = {images}
 
 # Slices kept of one patient, evenly spaced.
 # slices_per_patient = 32
+
+# Port on loopback for the hospital's monitoring: metrics and health; 0: none.
+# metrics_port = 0
+
+# Where the images come over the imaging network: set images = "spool" above, and one or both of
+# the sources. `site-agent import listen` takes what is pushed, `site-agent import pull` fetches.
+# [importer]
+# spool = "spool"
+# quota_gb = 100.0
+#
+# An archive or a scanner pushes, by C-STORE: the AE titles that may send, and this machine's
+# address on the imaging network. With a certificate senders need TLS.
+# [importer.listen]
+# callers = ["PACS"]
+# ae_title = "FEDSTILL"
+# address = "127.0.0.1"
+# port = 11112
+# certificate_file = "keys/dicom.crt"
+# key_file = "keys/dicom.key"
+# ca_file = "keys/hospital-ca.crt"
+#
+# Or the site fetches, by DICOMweb.
+# [importer.dicomweb]
+# url = "https://pacs.example/dicom-web"
+# token_file = "keys/pacs.token"
+# study_filters = {{ StudyDescription = "*thorax*" }}
 """
 
 

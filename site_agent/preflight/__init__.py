@@ -11,7 +11,7 @@ from typing import Literal
 
 from shared.findings import Check, failed, good
 from site_agent.policy_file import POLICY_FILE
-from site_agent.preflight import enrolment, images, machine, network
+from site_agent.preflight import enrolment, images, machine, network, separation
 from site_agent.settings import SettingsError, SiteSettings, read_settings
 
 Part = Literal["all", "worker", "connector"]
@@ -34,9 +34,12 @@ def checks(home: Path, *, part: Part = "all") -> Iterator[Check]:
     )
     if has_policy:
         yield Check("policy", partial(images.policy, settings))
+        yield Check("coordinators", partial(enrolment.coordinators, settings))
     yield Check("keys", partial(enrolment.keys, settings, worker=has_policy, connector=joins))
     if joins:
         yield Check("kit", partial(enrolment.kit, settings))
+    if settings.is_apart:
+        yield Check("separation", partial(separation.separation, settings))
     yield Check("disk", partial(machine.disk, settings))
     if part != "worker":
         yield from _of_connector(settings)
@@ -51,6 +54,7 @@ def _of_connector(settings: SiteSettings) -> Iterator[Check]:
     yield Check("TLS", partial(network.tls, line))
     yield Check("clock", partial(network.clock, line))
     yield Check("fleet API", partial(network.fleet, line))
+    yield Check("metrics", partial(machine.metrics, settings))
 
 
 def _of_worker(settings: SiteSettings) -> Iterator[Check]:

@@ -1,4 +1,4 @@
-"""Checks of what enrolment left: private keys that are private, and the aggregator's kit."""
+"""Checks of what enrolment left: private keys that are private, the kit, whom it is to answer."""
 
 import datetime
 import os
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from shared.enrolment import Kit
 from shared.findings import Finding, failed, good, unjudged, warning
 from shared.release.errors import LocalError
 from shared.release.keys import read_private_key
@@ -110,6 +111,48 @@ def kit(settings: SiteSettings) -> Finding:
     if installed != read.ca.encode("ascii"):
         return failed(name, f"{settings.ca_path} is not the kit's", f"{remedy}, with --replace")
     return _authority(authority)
+
+
+def coordinators(settings: SiteSettings) -> Finding:
+    """Whether ``policy.toml`` names somebody whose contracts are answered, and of the kit."""
+    check, pinned = "coordinators", settings.policy.coordinators or ()
+    kit = _kit_or_none(settings)
+    if not pinned:
+        problem = "policy.toml names none, so no contract is answered"
+        if kit is None:
+            return unjudged(check, problem, "`site-agent join` the kit, which names them")
+        named = ", ".join(kit.coordinators) or "none: ask the coordinator for the public key"
+        return failed(check, problem, f"add to `coordinators` in policy.toml: {named}")
+    if own_signing_key(settings) in pinned:
+        return failed(
+            check,
+            "a key in policy.toml, coordinators, is this site's own",
+            "put the coordinator's public key there: the kit names it",
+        )
+    if len(set(pinned)) < len(pinned):
+        return warning(check, "a key is there twice", "remove one from `coordinators`")
+    if kit is not None and kit.coordinators and not set(pinned) & set(kit.coordinators):
+        return warning(
+            check,
+            "none of the kit's is among policy.toml's coordinators",
+            "compare the keys with the coordinator's, by another way than the kit came",
+        )
+    return good(check, f"{len(pinned)} {'key' if len(pinned) == 1 else 'keys'}")
+
+
+def own_signing_key(settings: SiteSettings) -> str | None:
+    """The public key that this site signs with, as handed over; None where that cannot be read."""
+    try:
+        return own_enrolment(settings).signing_public_key
+    except SettingsError:
+        return None
+
+
+def _kit_or_none(settings: SiteSettings) -> Kit | None:
+    try:
+        return read_kit(settings.home / KIT_FILE)
+    except KitError:
+        return None
 
 
 def _authority(certificate: x509.Certificate) -> Finding:

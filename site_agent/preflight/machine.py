@@ -1,19 +1,25 @@
 """Checks of the machine: what it computes with, and that it does."""
 
+import http.client
+import json
 import os
 import shutil
+import socket
 import time
 import warnings
 from pathlib import Path
 
 from shared.findings import Finding, failed, good, unjudged, warning
 from site_agent.cohort import CohortError, open_cohort
+from site_agent.monitoring import CONTACT_WITHIN_S
 from site_agent.settings import SiteSettings
 
 GIB = 1 << 30
 LEAST_MEMORY, GOOD_MEMORY = GIB, 3 * GIB
 LEAST_DISK, GOOD_DISK = GIB, 5 * GIB
 GOOD_GPU = GIB
+METRICS_S = 3.0
+"""How long whoever has the metrics' port is waited for."""
 SLOW_S = 60.0
 """A gradient of one patient that takes longer makes a round take hours."""
 
@@ -42,6 +48,48 @@ def gpu() -> Finding:
             "install the driver, and a torch that is built for its CUDA version",
         )
     return good(check, f"none; {cores} cores compute")
+
+
+def metrics(settings: SiteSettings) -> Finding:
+    """Whether the port for metrics is free, or this site's connector has it."""
+    check, port = "metrics", settings.metrics_port
+    if port == 0:
+        return good(check, "off (metrics_port is not set)")
+    remedy = "set metrics_port to a free port above 1023, or to 0"
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except PermissionError:
+        return failed(check, f"port {port} is not open to this user", remedy)
+    except OSError:
+        if _is_a_connectors(port) and _heard_lately(settings):
+            return good(check, f"port {port}: this site's connector answers there")
+        return failed(check, f"port {port} is taken by another program", remedy)
+    return good(check, f"port {port} is free")
+
+
+def _is_a_connectors(port: int) -> bool:
+    asked = http.client.HTTPConnection("127.0.0.1", port, timeout=METRICS_S)
+    try:
+        asked.request("GET", "/readyz")  # ready or not, it says which of its checks pass
+        content = asked.getresponse().read(4096)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        asked.close()
+    try:
+        return set(json.loads(content)["checks"]) == {"worker", "cohort", "policy", "aggregator"}
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _heard_lately(settings: SiteSettings) -> bool:
+    """Whether this site's connector runs: it writes down when the aggregator answers."""
+    try:
+        return time.time() - settings.contact_path.stat().st_mtime < CONTACT_WITHIN_S
+    except OSError:
+        return False
 
 
 def memory() -> Finding:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
@@ -82,3 +83,20 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "enrolment.json").write_text("[1]")
     with pytest.raises(SettingsError, match=r"enrolment\.json: is damaged"):
         complete_enrolment(made)
+
+
+def test_the_importers_lines_of_the_template_hold_once_they_are_uncommented(
+    tmp_path: Path,
+) -> None:
+    made = enrol(home=tmp_path, name="st-anna", aggregator="localhost:1", images=tmp_path / "spool")
+    assert made.importer.listen is None
+    file = tmp_path / "site.toml"
+    before, head, table = file.read_text().partition("# [importer]\n")
+    lines = (line.removeprefix("# ") for line in (head + table).splitlines())
+    settings = [line for line in lines if line.startswith("[") or " = " in line]
+    file.write_text(before + "\n".join(settings))
+    read = read_settings(tmp_path).importer
+    assert read.listen is not None and read.listen.callers == ("PACS",)
+    assert read.listen.ca_file == Path("keys/hospital-ca.crt")
+    assert read.dicomweb is not None and read.dicomweb.study_filters
+    assert (read.quota_gb, read.listen.port) == (100.0, 11112)

@@ -2,8 +2,9 @@ from collections.abc import Callable
 
 import pytest
 
-from site_agent.preflight.enrolment import keys, kit
-from site_agent.settings import SiteSettings
+from site_agent.policy import Policy
+from site_agent.preflight.enrolment import coordinators, keys, kit, own_signing_key
+from site_agent.settings import SiteSettings, read_settings
 
 NewSite = Callable[..., SiteSettings]
 
@@ -57,3 +58,31 @@ def test_a_kit_that_does_not_hold_any_more_is_told(new_site: NewSite) -> None:
     assert kit(settings).verdict == "failed"
     (settings.home / "kit.json").unlink()
     assert kit(settings).verdict == "unjudged"
+
+
+def test_whom_the_site_answers_is_looked_at(new_site: NewSite) -> None:
+    settings = new_site(1)
+    (key,) = settings_with(settings).policy.coordinators or ()
+    assert coordinators(settings_with(settings)).verdict == "good"
+    nobody = coordinators(settings_with(settings, []))
+    assert nobody.verdict == "failed" and key in nobody.fix
+    stranger = coordinators(settings_with(settings, ["ab" * 32]))
+    assert stranger.verdict == "warning" and "kit" in stranger.problem
+    assert coordinators(settings_with(settings, [key, key])).verdict == "warning"
+    own = own_signing_key(settings)
+    assert own is not None
+    assert "this site's own" in coordinators(settings_with(settings, [own])).problem
+
+
+def test_before_joining_it_cannot_be_told_whom_the_site_answers(new_site: NewSite) -> None:
+    found = coordinators(settings_with(new_site(1, joins=False)))
+    assert (found.verdict, "join" in found.fix) == ("unjudged", True)
+
+
+def settings_with(settings: SiteSettings, keys: list[str] | None = None) -> SiteSettings:
+    """The settings as they are read, with other coordinators in policy.toml."""
+    read = read_settings(settings.home)
+    if keys is None:
+        return read
+    policy = Policy.model_validate({**read.policy.model_dump(), "coordinators": keys})
+    return read.model_copy(update={"policy": policy})

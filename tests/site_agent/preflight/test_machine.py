@@ -1,9 +1,11 @@
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from site_agent.monitoring import monitored
 from site_agent.preflight import machine
 from site_agent.settings import SiteSettings
 
@@ -78,3 +80,22 @@ def test_a_gradient_is_taken_and_what_stops_one_is_told_without_its_text(
 
 def test_without_a_cohort_there_is_no_gradient(new_site: NewSite) -> None:
     assert machine.gradient(new_site(1, patients=0)).verdict == "unjudged"
+
+
+def test_the_metrics_port_is_free_ours_or_taken(new_site: NewSite) -> None:
+    settings = new_site(1)
+    assert machine.metrics(settings).verdict == "good"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = int(taken.getsockname()[1])
+        settings = settings.model_copy(update={"metrics_port": port})
+        found = machine.metrics(settings)
+        assert (found.verdict, "metrics_port" in found.fix) == ("failed", True)
+    assert "free" in machine.metrics(settings).problem
+    with monitored(settings):
+        # Another site's, for all that this one's files say.
+        assert machine.metrics(settings).verdict == "failed"
+        settings.contact_path.parent.mkdir(exist_ok=True)
+        settings.contact_path.touch()
+        found = machine.metrics(settings)
+        assert (found.verdict, "this site's" in found.problem) == ("good", True)
