@@ -352,10 +352,22 @@ def read_contract(path: Path) -> RunContract:
     Raises ``ContractError`` naming the field (or the line) and what to do.
     """
     try:
-        return RunContract.model_validate(tomllib.loads(path.read_text("utf-8")))
+        return RunContract.model_validate(parsed_toml(path.read_text("utf-8")))
     except OSError as error:
         raise ContractError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ContractError(f"{path}: is not valid TOML: {error}") from None
+    except ContractError as error:
+        raise ContractError(f"{path}: {error}") from None
     except ValidationError as error:
         raise ContractError(f"{path}: {explain(error)}") from None
+
+
+def parsed_toml(text: str) -> dict[str, Any]:
+    """A contract's document; raises ``ContractError``, also of what is nested beyond reason."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ContractError("is not valid TOML: it is nested too deeply") from None
+    except ValueError as error:  # tomllib's own, and a number of thousands of digits
+        raise ContractError(f"is not valid TOML: {error}") from None

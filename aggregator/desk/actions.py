@@ -42,12 +42,13 @@ def act(request: Request, digest: str, action: ActionName, who: Principal) -> Ou
     home: AggregatorHome = request.app.state.home
     run = found_run(request, digest)
     whole = read_run_contract(run).digest()
-    with recorded(request, action, run=whole) as told:
+    with recorded(request, action, run=whole) as recording:
+        request.state.begun = recording.number
         try:
-            told.append(DO[action](home, run, who.name))
+            recording.told.append(DO[action](home, run, who.name))
         except RunError as error:
             raise refused(home, str(error)) from None
-    return Outcome(run=whole, action=action, state=read_state(run).state, told=told[0])
+    return Outcome(run=whole, action=action, state=read_state(run).state, told=recording.told[0])
 
 
 def _asked(wanted: Wanted) -> Callable[[AggregatorHome, Path, str], str]:
@@ -83,7 +84,8 @@ def act_by_form(request: Request, digest: Digest, action: ActionName, who: Actin
     """Does it, and leads back to the run, which says what came of it."""
     with suppress(NotDoneError):  # the trail has it, and the page shows that
         act(request, digest, action, who)
-    return RedirectResponse(f"/desk/runs/{digest}?done=1", status_code=303)
+    begun = getattr(request.state, "begun", "")
+    return RedirectResponse(f"/desk/runs/{digest}?done={begun}", status_code=303)
 
 
 @router.post("/api/desk/runs/{digest}/{action}", dependencies=strict, response_model=Outcome)

@@ -4,7 +4,6 @@ Made from the contract's own fields, so that it cannot fall behind them. A field
 is left out of the contract, as in a file that says as little.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from aggregator.contract_file import EXAMPLE, choices_of, first_line, models_of, range_of, sparse
-from shared.contract import RunContract
+from shared.contract import ContractError, RunContract, parsed_toml
 from shared.tasks.settings import Task
 
 LEFT_OUT = ("version", "members", "task")
@@ -107,9 +106,9 @@ def draft_of_form(task: str, given: Mapping[str, str]) -> Draft:
 def draft_of_text(text: str) -> Draft:
     """The contract that a TOML text is."""
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        return Draft(text, None, {"": f"is not valid TOML: {error}"})
+        document = parsed_toml(text)
+    except ContractError as error:
+        return Draft(text, None, {"": str(error)})
     return _draft(text, document)
 
 

@@ -1,5 +1,6 @@
 """The frame of the desk's pages: who is signed in, where one may go, what was just done."""
 
+import re
 from typing import Any
 
 from fastapi import Request
@@ -23,7 +24,7 @@ PLACES = (
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """A page of the desk: ``values``, and ``who``, ``csrf``, ``places``, ``here``, ``notice``.
 
-    ``notice`` is what who asks did last, where an action led here (``?done=1``).
+    ``notice`` is what came of the action of who asks that led here (``?done=NUMBER``).
     Kept by no cache: what it shows is for who is signed in.
     """
     secret = getattr(request.state, "desk_secret", None)
@@ -43,8 +44,8 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
 
 
 def _notice(request: Request) -> Action | None:
-    who, trail = principal(request), request.app.state.desk_trail
-    if "done" not in request.query_params or not who.name:
+    number = request.query_params.get("done", "")
+    if not re.fullmatch("[0-9]{1,15}", number):
         return None
-    assert isinstance(trail, Trail)
-    return next(iter(trail.newest(by=who.name, limit=1)[0]), None)
+    trail: Trail = request.app.state.desk_trail
+    return trail.outcome(int(number), by=principal(request).name)

@@ -32,7 +32,8 @@ from shared.frozen import Frozen, Slug
 
 ASKED_WITHIN_S = 150.0
 SUBMITTED_WITHIN_S = 90.0
-MOST_BYTES = 48 * 1024
+MOST_BYTES = 16_000
+"""Of a contract: a form of it stays below what a request may carry."""
 TERMS = {
     "quorum": ("--quorum", "share of the sites whose answers a round needs; 0.5"),
     "round_timeout_s": ("--round-timeout", "how long a round waits for answers, seconds"),
@@ -118,21 +119,28 @@ def checked(draft: Draft) -> Checked:
 def dry_run(request: Request, asked: Order) -> Verdicts:
     """Asks the sites that are online; nothing is computed. Raises ``NotDoneError``."""
     home, draft = _launchable(request, asked)
-    with recorded(request, "dry run", run=_digest(draft)) as told, as_file(home, asked.toml) as at:
+    with (
+        recorded(request, "dry run", run=_digest(draft)) as recording,
+        as_file(home, asked.toml) as at,
+    ):
         arguments = ["launch", str(at), "--dry-run", *_options(asked, but=tuple(TERMS))]
         found = _order(home, at, arguments, within_s=ASKED_WITHIN_S)
         verdicts = Verdicts.model_validate(found)
-        told.append(", ".join(f"{one.site}: {one.verdict}" for one in verdicts.sites))
+        recording.told.append(", ".join(f"{one.site}: {one.verdict}" for one in verdicts.sites))
     return verdicts
 
 
 def launch(request: Request, asked: Order) -> Launched:
     """Signs the contract and submits the run. Raises ``NotDoneError``."""
     home, draft = _launchable(request, asked)
-    with recorded(request, "launch", run=_digest(draft)) as told, as_file(home, asked.toml) as at:
+    with (
+        recorded(request, "launch", run=_digest(draft)) as recording,
+        as_file(home, asked.toml) as at,
+    ):
         arguments = ["launch", str(at), "--detach", *_options(asked)]
+        request.state.begun = recording.number
         found = _order(home, at, arguments, within_s=SUBMITTED_WITHIN_S)
-        told.append(f"the run is {found['state']}")
+        recording.told.append(f"the run is {found['state']}")
     return Launched(run=found["digest"], state=found["state"])
 
 
@@ -185,13 +193,18 @@ def send_form(request: Request, _: Acting, given: Fields) -> Response:
     pasted = given.get("toml", "").strip()
     draft = draft_of_text(pasted) if pasted else draft_of_form(task, given)
     found, values = checked(draft), {name: text for name, text in given.items() if text}
+    if found.valid and do == "download":
+        named = {"Content-Disposition": f'attachment; filename="{found.name}.toml"'}
+        return Response(draft.toml, headers=named, media_type="application/toml")
     if not found.valid or do not in ("dry-run", "launch"):
         return _page(request, task, values, draft=draft, found=found)
     try:
         asked = _order_of(draft, given)
         if do == "launch":
             done = launch(request, asked)
-            return RedirectResponse(f"/desk/runs/{done.run[:16]}?done=1", status_code=303)
+            return RedirectResponse(
+                f"/desk/runs/{done.run[:16]}?done={request.state.begun}", status_code=303
+            )
         said, problem = dry_run(request, asked), ""
     except (NotDoneError, ValidationError) as error:
         problem = error.error if isinstance(error, NotDoneError) else _said(error)

@@ -101,8 +101,10 @@ def identify(request: Request) -> Principal:
     return who
 
 
-def reader(request: Request) -> Principal:
+def reader(request: Request, response: Response) -> Principal:
     """Who looks at the desk; the dependency of its routes. Raises 401 and 403."""
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["Vary"] = "Cookie"
     who = identify(request)
     if who == ANONYMOUS:
         raise SignInError
@@ -122,7 +124,7 @@ async def form(request: Request) -> dict[str, str]:
         return {}
     try:
         text = (await request.body()).decode("utf-8")
-        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=400, errors="strict"))
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=4000, errors="strict"))
     except ValueError:
         raise ApiError(422, "the form cannot be read", "send it as UTF-8, url-encoded") from None
 
@@ -130,9 +132,9 @@ async def form(request: Request) -> dict[str, str]:
 Fields = Annotated[dict[str, str], Depends(form)]
 
 
-def writer(request: Request, given: Fields) -> Principal:
+def writer(request: Request, response: Response, given: Fields) -> Principal:
     """Who changes something at the desk: as ``reader``, and by a session's own form or script."""
-    who = reader(request)
+    who = reader(request, response)
     secret = getattr(request.state, "desk_secret", None)
     if secret is None:  # by a token in a header, which no other site's page can make a browser send
         return who

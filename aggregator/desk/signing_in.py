@@ -1,6 +1,6 @@
 """Signing in to the desk, and out of it."""
 
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -39,7 +39,7 @@ def ask(request: Request, next: str = "/desk") -> Response:
 def sign_in(request: Request, given: Fields) -> Response:
     """Opens a session; what is wrong with a token is not told."""
     # A page of another server's must not sign a browser in as somebody else.
-    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+    if not _is_ours(request):
         raise ApiError(403, "the form is not of this server", "open /desk/login and sign in there")
     sessions: Sessions = request.app.state.desk_sessions
     opened = sessions.open(given.get("token", "").strip())
@@ -52,6 +52,14 @@ def sign_in(request: Request, given: Fields) -> Response:
         answer = RedirectResponse(to, status_code=303)
         keep(request, answer, secret)
     return answer
+
+
+def _is_ours(request: Request) -> bool:
+    """Whether a form came from this server's page, as far as the browser tells."""
+    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        return False
+    origin = request.headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
 
 
 @router.post("/desk/logout", dependencies=[Depends(writer)])

@@ -32,3 +32,4 @@ class ActionRow(Base):
     run: Mapped[str] = mapped_column(String(64))
     outcome: Mapped[str] = mapped_column(String(16))
     detail: Mapped[str] = mapped_column(Text)
+    begun: Mapped[int | None] = mapped_column(BigInteger, index=True)

@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("run", sa.String(64), nullable=False),
         sa.Column("outcome", sa.String(16), nullable=False),
         sa.Column("detail", sa.Text(), nullable=False),
+        sa.Column("begun", sa.BigInteger(), index=True),
     )
     if op.get_bind().dialect.name == "sqlite":
         for change in ("UPDATE", "DELETE"):

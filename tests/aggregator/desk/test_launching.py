@@ -10,7 +10,7 @@ from aggregator.desk import launching
 from aggregator.desk.clerk import NotDoneError
 from aggregator.desk.contract_form import TASKS, draft_of_form, draft_of_text, groups
 from aggregator.home import AggregatorHome
-from shared.contract import RunContract
+from shared.contract import ContractError, RunContract, read_contract
 from tests.aggregator.desk.conftest import csrf_of
 
 TOML = 'name = "new"\n[task]\nname = "mr-sr"\n'
@@ -81,6 +81,33 @@ def test_what_is_pasted_counts_and_may_be_hostile(desk: TestClient) -> None:
     answer = desk.post("/desk/launch", data={"csrf": number, "toml": hostile})
     assert answer.status_code == 422 and "<script>planted" not in answer.text
     assert "not valid TOML" in answer.text
+
+
+@pytest.mark.parametrize(
+    "text", ["x = " + "[" * 15_000, "x = " + "{a = " * 3000, "seed = " + "1" * 9000]
+)
+def test_what_is_beyond_reason_is_not_valid(tmp_path: Path, desk: TestClient, text: str) -> None:
+    number = csrf_of(desk.get("/desk/launch").text)
+    assert desk.post("/desk/launch", data={"csrf": number, "toml": text}).status_code == 422
+    assert "not valid TOML" in draft_of_text(text).problems[""]
+    file = tmp_path / "contract.toml"
+    file.write_text(text)
+    with pytest.raises(ContractError, match="not valid TOML"):
+        read_contract(file)
+
+
+def test_a_form_of_many_sites_can_be_sent(desk: TestClient) -> None:
+    number = csrf_of(desk.get("/desk/launch").text)
+    many = {f"site.hospital-{n}": "on" for n in range(1000)}
+    answer = desk.post("/desk/launch", data={"csrf": number, "toml": TOML, **many})
+    assert answer.status_code == 200
+
+
+def test_a_contract_is_saved_as_a_file(desk: TestClient) -> None:
+    number = csrf_of(desk.get("/desk/launch").text)
+    answer = desk.post("/desk/launch", data={"csrf": number, "toml": TOML, "do": "download"})
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="new.toml"'
+    assert draft_of_text(answer.text).contract == draft_of_text(TOML).contract
 
 
 def test_programs_check_ask_and_launch(

@@ -78,6 +78,13 @@ def test_programs_use_a_token_and_are_told_what_is_missing(
         assert answer.status_code == status
 
 
+def test_no_cache_keeps_what_the_desk_answers(desk: TestClient) -> None:
+    for path in (PAGE, TWIN, "/api/desk/audit", "/api/desk/sites"):
+        answer = desk.get(path)
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert "Cookie" in answer.headers["Vary"]
+
+
 def test_a_form_of_another_servers_page_does_nothing(
     desk: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,12 +101,13 @@ def test_a_form_of_another_servers_page_does_nothing(
 def test_nobody_is_signed_in_by_another_servers_page(
     client: TestClient, tokens: dict[str, str]
 ) -> None:
-    answer = client.post(
-        "/desk/login",
-        data={"token": tokens["admin"]},
-        headers={"Sec-Fetch-Site": "cross-site"},
-    )
-    assert answer.status_code == 403 and "Set-Cookie" not in answer.headers
+    form = {"token": tokens["admin"]}
+    for told in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://elsewhere.example"}):
+        answer = client.post("/desk/login", data=form, headers=told)
+        assert answer.status_code == 403 and "Set-Cookie" not in answer.headers
+    assert client.post("/desk/login", data=form, headers={"Origin": "null"}).status_code == 403
+    own = {"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}
+    assert client.post("/desk/login", data=form, headers=own).status_code == 303
 
 
 def test_signing_out_ends_the_session_wherever_its_cookie_is(desk: TestClient) -> None:
