@@ -194,8 +194,9 @@ def _round(
     before = _bytes(ledger)
     asked = time.monotonic()
     heard: _Heard = _timed(ledger, f"sites-{phase}", hear)
+    waited_s = time.monotonic() - asked
     # What the round took beyond its slowest worker: Flower, sockets, polling.
-    transport_s = max(0.0, time.monotonic() - asked - heard.seconds)
+    transport_s = max(0.0, waited_s - heard.seconds)
     ledger["seconds"]["transport"] = ledger["seconds"].get("transport", 0.0) + transport_s
     _timed(
         ledger,
@@ -211,6 +212,7 @@ def _round(
     journal.end_round(
         asked=phase,
         sites=len(heard.names),
+        waited_s=round(waited_s, 3),
         bytes_up=up,
         bytes_down=down,
         loss=distiller.loss if phase == "probes" else None,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +223,51 @@ def test_serving_reads_wrk_and_judges_medians(monkeypatch: pytest.MonkeyPatch) -
     found["256 KB"]["edge"] = loads(3199)
     worse = serving.judged(found, {**memory, "most": 121e6}, missing=1)["cleared"]
     assert not any(worse[bar] for bar in ("256 KB", "memory", "edge, 256 KB", "edge, recorded"))
+
+
+def test_a_rounds_cost_is_what_it_waits_beyond_shared_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = script("federation", monkeypatch)
+    rounds = [
+        {"waited_s": waited, "round_s": waited + 1, "worker_s": 0.5} for waited in (9.0, 4.0, 5.0)
+    ]
+    used = {"worker": 3.5, "superlink": 1.5}
+    work = {"processor_s": 0.3, "clock_s": 0.4}
+    about = {"patients": 6, "rounds": rounds, "processor_s": used, "work": work, "cores": 2}
+    ten = federation.row(sites=10, load=1.0, **about)
+    assert (ten["waited_s"], ten["ideal_s"], ten["overhead_s"]) == (5.0, 1.5, 3.5)
+    assert ten["processor_beyond_pure_s"] == 2.0
+    assert federation.row(sites=1, load=1.0, **about)["ideal_s"] == 0.3, "one core, not half of two"
+    line = federation.fit([1, 3, 10], [2.5, 6.5, 20.5])
+    assert (line["slope"], line["intercept"], line["r2"]) == (2.0, 0.5, 1.0)
+    assert federation.fit([1, 2, 3], [1.0, 3.0, 1.0])["r2"] == 0.0
+
+
+def test_processes_are_counted_by_kind_and_gradients_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    federation = script("federation", monkeypatch)
+    spin = "import sys; [None for _ in range(10**7)]; print(1, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", f"{spin} # site_agent.cli worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        look = federation.census(os.getpid())
+        process.communicate()
+    worker = look["worker"]
+    assert worker.processes == 1 and worker.processor_s > 0
+    assert 1 < worker.pss_mib <= worker.rss_mib < 1000
+    assert federation.spent({}, look)["worker"] == worker.processor_s
+    assert federation.spent(look, look)["worker"] == 0
+    cohort = script("worker", monkeypatch).site(tmp_path / "cohort", CONTRACT, 2, 1)
+    assert 0 < federation.pure(CONTRACT, cohort, repeats=1)["processor_s"] < 60
+
+
+def test_rounds_are_read_from_journal_and_outboxes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    federation = script("federation", monkeypatch)
+    ended = [{"round": n, "ended": {"waited_s": 2.0 * n, "seconds": 9.0}} for n in (1, 2)]
+    lines = [*map(json.dumps, [{"round": 1, "phase": "probes"}, *ended]), '{"half']
+    (tmp_path / "events.jsonl").write_text("\n".join(lines))
+    rounds = federation.rounds_of(tmp_path, [tmp_path / "outbox"], digest="d" * 64)
+    assert [one["waited_s"] for one in rounds] == [2.0, 4.0]
