@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
 )
+from pynetdicom import AE
 
 from aggregator.api import create_app
 from aggregator.federation import federate
@@ -294,16 +296,24 @@ def saved(dataset: Dataset, file: Path) -> None:
 @contextmanager
 def worker(home: Path, log: Path) -> Iterator[None]:
     """The site's worker, whose standard output and error go into ``log``."""
+    command = [sys.executable, "-m", "site_agent.cli", "worker", "--home", str(home)]
+    with running(command, log, ready=b"worker ready"):
+        yield
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path, *, ready: bytes) -> Iterator[None]:
+    """A process that has said it is ``ready``; what it says goes into ``log``."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "site_agent.cli", "worker", "--home", str(home)],
+            command,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "FEDSTILL_THREADS": "1"},
         )
     try:
         deadline = time.monotonic() + 90
-        while b"worker ready" not in log.read_bytes():
+        while ready not in log.read_bytes():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -311,6 +321,46 @@ def worker(home: Path, log: Path) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+def imported(home: Path, root: Path, study: Path, aviary: Aviary) -> dict[str, bytes]:
+    """What the importer's process says and leaves, but for the objects that it is there to keep.
+
+    Objects come, one comes twice; a sender is refused that calls itself by a canary.
+    """
+    spool, log = root / "spool", root / "importer.out"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with (home / "site.toml").open("a") as file:
+        file.write(f"[importer]\nspool = {json.dumps(str(spool))}\n")
+        file.write(f'[importer.listen]\ncallers = ["PACS"]\nport = {port}\n')
+    good = [file for file in sorted(study.rglob("*.dcm")) if "-" not in file.name][:3]
+    command = [sys.executable, "-m", "site_agent.cli", "import", "listen", "--home", str(home)]
+    with running(command, log, ready=b"importer ready"):
+        for caller in ("PACS", aviary.text()):
+            entity = AE(ae_title=caller)
+            entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+            association = entity.associate("127.0.0.1", port, ae_title="FEDSTILL")
+            assert association.is_established == (caller == "PACS")
+            if association.is_established:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of values that are canaries
+                    statuses = [association.send_c_store(one).Status for one in (*good, good[0])]
+                assert statuses == [0] * 4
+                association.release()
+        deadline = time.monotonic() + 20
+        while not all(word in log.read_bytes() for word in (b"objects received", b"refused")):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+    kept = sorted(spool.rglob("*"))
+    assert sum(b"DICM" in file.read_bytes()[128:132] for file in kept) == 3
+    told = {"importer": log.read_bytes(), "names in the spool": "\n".join(map(str, kept)).encode()}
+    for file in kept:
+        content = file.read_bytes()
+        # Of an object what lies before its own: the preamble.
+        told[f"spool: {file.name}"] = content[:128] if content[128:132] == b"DICM" else content
+    return told
 
 
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(b"c" * 32)
@@ -421,6 +471,7 @@ def test_nothing_of_a_studys_identifiers_leaves_its_folder(tmp_path: Path) -> No
         counts = reported["inventory"][free_text]
         assert set(counts) == {"other", "not said"}
         assert counts["other"] >= 6
+    told.update(imported(home, tmp_path, study, aviary))
     run("kernel-fit", "--sharp", str(study), "--soft", str(study))
     told["worker"] = (tmp_path / "worker.out").read_bytes()
     for file in sorted(path for path in home.rglob("*") if path.is_file()):
@@ -430,7 +481,8 @@ def test_nothing_of_a_studys_identifiers_leaves_its_folder(tmp_path: Path) -> No
     assert b"summary" in told["answer to descent"]
     assert b"summary" in told["answer to gradients"]
     assert "federation: summary 3" in told and b"ledger" in told["name of ledger/ledger.sqlite"]
-    assert len(told) > 45
+    assert b"objects received" in told["importer"]
+    assert len(told) > 50
     assert len(aviary.birds) > 1000
     found = {name: hits(content, aviary.birds) for name, content in told.items()}
     assert {name: how for name, how in found.items() if how} == {}
