@@ -166,6 +166,11 @@ AGREED: dict[int | str, dict[str, Any]] = {409: _problem("The agreement has anot
 UNREADABLE: dict[int | str, dict[str, Any]] = {
     409: _problem("Something in the run's folder is damaged: what, is said")
 }
+NOT_DONE: dict[int | str, dict[str, Any]] = {
+    409: _problem("It is refused, or cannot be done now: why, is said"),
+    500: _problem("The aggregator's own command failed"),
+    504: _problem("It took too long: do it by command"),
+}
 _BYTES: dict[str, Any] = {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     "application/json": {"schema": {}},

@@ -13,6 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from aggregator.access.principals import Principal
 from aggregator.api.datasets import strict
+from aggregator.api.models import NOT_DONE
 from aggregator.desk.clerk import NotDoneError, order, publication, refused
 from aggregator.desk.finding import Digest, found_run
 from aggregator.desk.session import writer
@@ -88,7 +89,12 @@ def act_by_form(request: Request, digest: Digest, action: ActionName, who: Actin
     return RedirectResponse(f"/desk/runs/{digest}?done={begun}", status_code=303)
 
 
-@router.post("/api/desk/runs/{digest}/{action}", dependencies=strict, response_model=Outcome)
+@router.post(
+    "/api/desk/runs/{digest}/{action}",
+    dependencies=strict,
+    response_model=Outcome,
+    responses=NOT_DONE,
+)
 def act_by_program(request: Request, digest: Digest, action: ActionName, who: Acting) -> Any:
     """Does something to a run: pause, stop, abort, resume, build or publish it."""
     return act(request, digest, action, who)

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from aggregator.api.datasets import strict
+from aggregator.api.models import UNREADABLE
 from aggregator.desk.clerk import refused
 from aggregator.desk.frame import render
 from aggregator.desk.session import reader
@@ -133,7 +134,7 @@ def sites_page(request: Request) -> Response:
     return render(request, "sites.html", federation=federation(request.app.state.home))
 
 
-@router.get("/api/desk/sites", dependencies=strict, response_model=Federation)
+@router.get("/api/desk/sites", dependencies=strict, response_model=Federation, responses=UNREADABLE)
 def sites(request: Request) -> Federation:
     """The sites: whether each is there, and what it last said of itself."""
     return federation(request.app.state.home)

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from aggregator.access.principals import Principal
 from aggregator.api.datasets import strict
+from aggregator.api.models import NOT_DONE
 from aggregator.coordinators import CoordinatorError, coordinators
 from aggregator.desk.clerk import NotDoneError, order, refused
 from aggregator.desk.contract_form import TASKS, Draft, draft_of_form, draft_of_text, groups
@@ -313,13 +314,23 @@ def check_by_program(asked: Order) -> Checked:
     return checked(draft_of_text(asked.toml))
 
 
-@router.post("/api/desk/dry-run", dependencies=[*strict, Depends(writer)], response_model=Verdicts)
+@router.post(
+    "/api/desk/dry-run",
+    dependencies=[*strict, Depends(writer)],
+    response_model=Verdicts,
+    responses=NOT_DONE,
+)
 def dry_run_by_program(request: Request, asked: Order) -> Verdicts:
     """Asks the sites that are online whether they would take part, and what it would cost them."""
     return dry_run(request, asked)
 
 
-@router.post("/api/desk/launch", dependencies=[*strict, Depends(writer)], response_model=Launched)
+@router.post(
+    "/api/desk/launch",
+    dependencies=[*strict, Depends(writer)],
+    response_model=Launched,
+    responses=NOT_DONE,
+)
 def launch_by_program(request: Request, asked: Order) -> Launched:
     """Signs a contract and submits its run; the same contract again goes on with the same run."""
     return launch(request, asked)
