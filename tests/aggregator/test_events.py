@@ -1,12 +1,12 @@
 import io
 import json
-import logging.config
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from aggregator import events
-from aggregator.api.log import log_config
 from aggregator.events import FIELDS, Event, begin, note, said
 from shared.log_lines import LogFormat
 
@@ -42,22 +42,26 @@ def test_every_event_has_its_fields_and_no_other() -> None:
     assert json.loads(stream.getvalue())["hint"] == "withheld"
 
 
-def test_libraries_of_the_api_write_lines_of_the_same_form(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
-    before = root.handlers[:], root.level, uvicorn.level
-    try:
-        logging.config.dictConfig(log_config(LogFormat.JSON))
-        logging.getLogger("uvicorn.error").info("Uvicorn running on %s", "http://127.0.0.1:1")
-        try:
-            raise RuntimeError("why")
-        except RuntimeError:
-            logging.getLogger("sqlalchemy.pool").exception("it broke")
-        logging.getLogger("sqlalchemy.pool").info("not said")
-    finally:
-        root.handlers, root.level, uvicorn.level = before
-    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+LIBRARIES = """
+import logging.config
+from shared.log_lines import LogFormat
+
+logging.config.dictConfig(log_config(LogFormat.JSON))
+logging.getLogger("uvicorn.error").info("Uvicorn running on %s", "http://127.0.0.1:1")
+try:
+    raise RuntimeError("why")
+except RuntimeError:
+    logging.getLogger("sqlalchemy.pool").exception("it broke")
+logging.getLogger("sqlalchemy.pool").info("not said")
+"""
+
+
+def test_libraries_of_the_api_write_lines_of_the_same_form() -> None:
+    # In a process of its own: what configures logging closes the handlers that were there.
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARIES], capture_output=True, text=True, check=True
+    )
+    first, second = map(json.loads, done.stdout.splitlines())
     assert first["event"] == "Uvicorn running on http://127.0.0.1:1"
     assert (first["part"], first["level"]) == ("api", "info")
     assert "RuntimeError: why" in second["exception"]
