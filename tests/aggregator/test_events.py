@@ -44,6 +44,7 @@ def test_every_event_has_its_fields_and_no_other() -> None:
 
 LIBRARIES = """
 import logging.config
+from aggregator.api.log import log_config
 from shared.log_lines import LogFormat
 
 logging.config.dictConfig(log_config(LogFormat.JSON))
