@@ -61,7 +61,16 @@ class Edge:
         return [int(child) for child in Path(here).read_text().split()]
 
     def lines(self) -> list[str]:
-        """Of the log."""
+        """Of the log, once it has come to rest: nginx writes a line after it has answered."""
+        found, rest = self._written(), 10
+        while rest:
+            time.sleep(0.03)
+            later = self._written()
+            rest = 0 if later == found else rest - 1
+            found = later
+        return found
+
+    def _written(self) -> list[str]:
         return [
             line for file in sorted(self.log.glob("*.log")) for line in file.read_text().split("\n")
         ][:-1]
