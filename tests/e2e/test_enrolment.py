@@ -155,7 +155,7 @@ def test_a_hospital_enrols_from_the_docs_alone_and_its_preflight_is_green(
     assert green.returncode == 0, green.stdout
     verdicts = {one["check"]: one["verdict"] for one in json.loads(green.stdout)["checks"]}
     assert set(verdicts.values()) <= {"good", "warning"}
-    assert len(verdicts) == 15
+    assert len(verdicts) == 17
     for check in ("keys", "kit", "DNS", "TLS", "clock", "fleet API", "patients", "gradient"):
         assert verdicts[check] == "good", check
 
