@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 
 # Two at a time, a file each: half of what these tests do is wait for other processes.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check
