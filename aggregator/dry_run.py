@@ -18,7 +18,7 @@ from aggregator.enrolment import enrolled_sites
 from aggregator.exchange import Exchange
 from aggregator.heard import STANDING, keep_heard
 from aggregator.home import AggregatorHome
-from aggregator.runs import MANDATE, RunError, RunPlan, is_held, start_run
+from aggregator.runs import MANDATE, RunError, RunPlan, flower_run, is_held, start_run
 from aggregator.superlink import SuperLink, superlink
 from shared.contract import RunContract
 from shared.durable import write_durably
@@ -40,6 +40,9 @@ VERDICTS = "verdicts.json"
 ANSWER_WITHIN_S = 60.0
 DONE_WITHIN_S = 150.0  # also where sites of earlier versions are asked again
 POLL_S = 0.2
+ASK_S = 1.0
+TRIES = 3
+"""How often a ServerApp is started that ends before it has asked: asking costs a site nothing."""
 NOTHING = dict.fromkeys(("code", "incident", "patients_at_least", *STANDING))
 NOT_TOLD = "not told"
 
@@ -147,16 +150,38 @@ def _asked(
     write_durably(folder / "contract.json", contract.model_dump_json().encode())
     write_durably(folder / MANDATE, mandate.model_dump_json().encode())
     write_durably(folder / "plan.json", plan.model_dump_json().encode())
-    start_run(link, folder)
-    deadline = time.monotonic() + DONE_WITHIN_S
-    while not file.exists():
+    deadline, reason = time.monotonic() + DONE_WITHIN_S, "it took too long"
+    for _ in range(TRIES):
+        start_run(link, folder)
+        ended = _await(file, link, deadline=deadline)
+        if ended is None:
+            verdicts: list[dict[str, Any]] = json.loads(file.read_bytes())
+            return verdicts
+        reason = ended or reason
         if time.monotonic() >= deadline:
-            raise RunError(
-                "nobody asked the sites in time; see logs/superlink.log in the aggregator's home"
-            )
+            break
+    raise RunError(
+        f"the sites could not be asked ({reason}); see logs/executor.log in the aggregator's home"
+    )
+
+
+def _await(file: Path, link: SuperLink, *, deadline: float) -> str | None:
+    """Waits for the verdicts: None where they are there, else why not, as far as Flower knows."""
+    seen, next_question = False, time.monotonic() + ASK_S
+    while not file.exists():
+        held, now = is_held(file.parent), time.monotonic()
+        if now >= deadline:
+            return ""
+        if seen and not held:  # gone; what it left last may be the verdicts
+            return None if file.exists() else "its ServerApp ended before it had asked"
+        seen = seen or held
+        if not held and now >= next_question:
+            next_question = now + ASK_S
+            ending = link.ending(flower_run(file.parent))
+            if ending is not None and not file.exists():
+                return ending
         time.sleep(POLL_S)
-    verdicts: list[dict[str, Any]] = json.loads(file.read_bytes())
-    return verdicts
+    return None
 
 
 def keep_verdicts(folder: Path, verdicts: Sequence[dict[str, Any]]) -> None:

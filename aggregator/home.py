@@ -142,6 +142,11 @@ class AggregatorHome:
         return self.flower / "superlink.db"
 
     @property
+    def executor_secret(self) -> Path:
+        """Whoever can read it may take the SuperLink's tasks; new at each of its starts."""
+        return self.flower / "executor.secret"
+
+    @property
     def sites(self) -> Path:
         """One JSON file per enrolled site."""
         return self.root / "sites"

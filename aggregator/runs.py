@@ -265,7 +265,7 @@ def watch_run(run: Path, link: SuperLink, *, from_byte: int) -> Iterator[dict[st
             next_question = time.monotonic() + ASK_S
             if time.monotonic() >= deadline or _ended_early(run, link):
                 raise RunError(
-                    "the run did not start; see logs/superlink.log in the aggregator's home"
+                    "the run did not start; see logs/executor.log in the aggregator's home"
                 )
         time.sleep(POLL_S)
     if is_finished(run):

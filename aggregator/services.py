@@ -1,6 +1,7 @@
 """`aggregator up`: SuperLink, release API and edge proxy, supervised as child processes."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from aggregator.edge import start_edge
 from aggregator.enrolment import register_sites, revoked_keys
 from aggregator.events import Event, note
+from aggregator.executor import executor_command
 from aggregator.home import HOME_VARIABLE, AggregatorHome, HomeError
 from aggregator.metrics import FOLDER_VARIABLE, metrics_folder, monitored
 from aggregator.occupancy import occupied
@@ -27,6 +29,7 @@ from aggregator.superlink import (
 )
 from aggregator.supervisor import GRACE_S, Service, Supervisor
 from aggregator.vacuum import done, size_of, wanted
+from shared.durable import write_durably
 from shared.log_lines import LogFormat, settled
 from shared.metrics_server import PortError
 from shared.processes import (
@@ -64,7 +67,7 @@ def run_services(home: AggregatorHome, *, form: LogFormat) -> int:
         Service("api", partial(start_api, home, form=form)),
     ]
     if home.settings.edge:
-        services.append(Service("edge", partial(start_edge, home)))
+        services.append(Service("edge", lambda: (start_edge(home),)))
     supervisor = Supervisor(services, log=home.logs / "up.log")
     counts = metrics_folder(home)
     settings = home.settings
@@ -108,26 +111,29 @@ def _vacuum(home: AggregatorHome, supervisor: Supervisor) -> None:
         note(Event.VACUUMED, bytes_before=won.before, bytes_after=won.after)
 
 
-def start_superlink(home: AggregatorHome) -> Process:
-    """Starts the SuperLink on its tidied database and tells it of all sites."""
+def start_superlink(home: AggregatorHome) -> tuple[Process, ...]:
+    """Starts the SuperLink on its tidied database, its executor, and tells it of all sites."""
     tidy_database(home.database, revoked=revoked_keys(home))
-    process = spawn(
-        superlink_command(home),
-        log=home.logs / "superlink.log",
-        env=superlink_environment(home),
-        cwd=home.flower,
-    )
+    home.executor_secret.unlink(missing_ok=True)
+    write_durably(home.executor_secret, secrets.token_bytes(32))
+    started = []
     try:
-        wait_for_line(process, READY_LINE, timeout_s=READY_WITHIN_S)
+        for name, command in (
+            ("superlink", superlink_command(home)),
+            ("executor", executor_command(home)),
+        ):
+            log, environment = home.logs / f"{name}.log", superlink_environment(home)
+            started.append(spawn(command, log=log, env=environment, cwd=home.flower))
+        wait_for_line(started[0], READY_LINE, timeout_s=READY_WITHIN_S)
         with superlink(home) as link:
             register_sites(home, link)
     except BaseException:
-        stop_all([process], grace_s=GRACE_S)
+        stop_all(started, grace_s=GRACE_S)
         raise
-    return process
+    return tuple(started)
 
 
-def start_api(home: AggregatorHome, *, form: LogFormat) -> Process:
+def start_api(home: AggregatorHome, *, form: LogFormat) -> tuple[Process, ...]:
     """Starts the release API, whose log has that format."""
     process = spawn(
         [sys.executable, "-P", "-m", "aggregator.services"],
@@ -143,7 +149,7 @@ def start_api(home: AggregatorHome, *, form: LogFormat) -> Process:
     except BaseException:
         stop_all([process], grace_s=GRACE_S)
         raise
-    return process
+    return (process,)
 
 
 def _await_port(host: str, port: int, *, field: str) -> None:

@@ -23,12 +23,12 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
-from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from aggregator.home import HOME_VARIABLE, AggregatorHome
+from shared.flower import ControlClient
 
 READY_LINE = "Uvicorn running on"
 READY_WITHIN_S = 60.0
@@ -60,6 +60,8 @@ def superlink_command(home: AggregatorHome) -> list[str]:
         "--enable-supernode-auth",
         *("--database", str(home.database)),
         "--disable-runtime-dependency-installation",
+        # It starts no executor of its own: `up` starts ours, and again where it ends.
+        *("--isolation", "process", "--superexec-auth-secret-file", str(home.executor_secret)),
     ]
 
 
@@ -113,7 +115,7 @@ def tidy_database(path: Path, *, revoked: Sequence[bytes] = ()) -> None:
 class SuperLink:
     """Questions to a running SuperLink. Every method raises ``SuperLinkError``."""
 
-    def __init__(self, client: ControlHttpClient) -> None:
+    def __init__(self, client: ControlClient) -> None:
         self._client = client
 
     def nodes(self) -> list[Node]:
@@ -156,9 +158,16 @@ class SuperLink:
 
     def has_ended(self, run_id: int) -> bool:
         """Whether Flower counts the run as finished, or no longer knows it."""
+        return self.ending(run_id) is not None
+
+    def ending(self, run_id: int) -> str | None:
+        """How the run ended, in Flower's words, which may be none; None while it has not."""
         with _errors():
             runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
-        return run_id not in runs or runs[run_id].status.status == "finished"
+        if run_id not in runs:
+            return "the SuperLink does not know it"
+        status = runs[run_id].status
+        return str(status.details) if status.status == "finished" else None
 
     def stop(self, run_id: int) -> None:
         """Stops a run; one that has ended is fine."""
@@ -170,7 +179,7 @@ class SuperLink:
 def superlink(home: AggregatorHome) -> Iterator[SuperLink]:
     """A connection to this home's SuperLink. Connecting fails at the first question, not here."""
     os.environ.update(direct_loopback())
-    client = ControlHttpClient.from_server_address(
+    client = ControlClient.from_server_address(
         server_address=home.superlink_address,
         insecure=False,
         root_certificates=(home.tls / "ca.crt").read_bytes(),

@@ -25,19 +25,23 @@ EXPECTED = (ProcessError, SuperLinkError, EnrolmentError, sqlite3.Error, OSError
 
 @dataclass(frozen=True)
 class Service:
-    """A program of the aggregator and how it is started."""
+    """One or more programs that are of use together alone: where one ends, all do."""
 
     name: str
-    start: Callable[[], Process]
+    start: Callable[[], Sequence[Process]]
 
 
 @dataclass
 class _Running:
     service: Service
-    process: Process
+    processes: Sequence[Process]
     started: float = field(default_factory=time.monotonic)
     pause_s: float = 0.0
     again_at: float | None = None
+
+    def poll(self) -> int | None:
+        """The exit code of the first that has ended, or None while all run."""
+        return next((code for one in self.processes if (code := one.poll()) is not None), None)
 
 
 class Supervisor:
@@ -64,21 +68,22 @@ class Supervisor:
 
     def alive(self) -> dict[str, bool]:
         """Which of the services run."""
-        return {name: one.process.poll() is None for name, one in self._running.items()}
+        return {name: one.poll() is None for name, one in self._running.items()}
 
     def replace(self, name: str) -> None:
         """Ends a service in order and starts it again at once, or as soon as it can be."""
         one = self._running[name]
-        stop_all([one.process], grace_s=GRACE_S)
+        stop_all(one.processes, grace_s=GRACE_S)
         one.again_at = time.monotonic()
         self._look(one)
 
     def end(self) -> None:
         """Ends all; returns when nothing of them is left."""
-        stop_all([one.process for one in self._running.values()], grace_s=GRACE_S)
+        started = [process for one in self._running.values() for process in one.processes]
+        stop_all(started, grace_s=GRACE_S)
 
     def _look(self, one: _Running) -> None:
-        code, now, name = one.process.poll(), time.monotonic(), one.service.name
+        code, now, name = one.poll(), time.monotonic(), one.service.name
         if code is None:
             return
         if one.again_at is None:
@@ -88,10 +93,10 @@ class Supervisor:
             note(Event.SERVICE_ENDED, service=name, code=code, again_s=one.pause_s)
         if now < one.again_at:
             return
-        stop_all([one.process], grace_s=1.0)
+        stop_all(one.processes, grace_s=1.0)
         one.pause_s = min(2 * (one.pause_s or RESTART_AFTER_S), MAX_RESTART_AFTER_S)
         try:
-            one.process = one.service.start()
+            one.processes = one.service.start()
         except EXPECTED as error:
             one.again_at = time.monotonic() + one.pause_s
             self._explain(name, error)

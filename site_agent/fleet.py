@@ -4,7 +4,8 @@ The SuperLink hands a question out once, and Flower's node tries a request again
 in the error's text reads like TLS. So an answer is dropped after a handshake that timed out, and a
 question whose transport broke is never answered, though the round waits for it. Here
 
-1. a request that timed out is tried again, whatever its text says;
+1. a request that timed out is tried again, whatever its text says, and so is a connection that
+   broke while it was made (``shared.flower``);
 2. a node that may have lost a question or an answer starts afresh: it says goodbye, its open
    questions count as unanswered, and the aggregator asks them again, to the same bytes;
 3. a heart that stopped ends the node too;
@@ -23,14 +24,14 @@ import httpx
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from site_agent.superexec import replace
+from shared.flower import Hardy, replace
 
 HEARTBEAT_S = 15
 """The SuperLink counts a node as online for twice as long after each beat."""
 GATEWAY_ERRORS = (502, 504)
 
 
-class PatientClient(FleetHttpClient):  # type: ignore[misc]
+class PatientClient(Hardy, FleetHttpClient):  # type: ignore[misc]
     """Flower's client of the SuperLink's node routes."""
 
     _doubtful = False

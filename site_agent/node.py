@@ -24,9 +24,10 @@ from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import RunNotRunningException
 
+from shared.flower import replace
 from site_agent.environment import CONTACT_VARIABLE
 from site_agent.fleet import Losses, bear_faults, beating, start_afresh
-from site_agent.superexec import CHILD_LIFE_S, replace, replace_sleep
+from site_agent.superexec import CHILD_LIFE_S, replace_sleep
 
 ACTIVE_POLL_S = 0.25
 IDLE_POLL_S = 1.0

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import flwr.supercore.superexec.run_superexec as superexec
 import flwr.supernode.runtime.run_clientapp as clientapp_runtime
@@ -33,6 +33,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.exit import exit_handler
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 
+from shared.flower import replace
 from site_agent.clientapp import app
 
 IDLE_POLL_S = 2.0
@@ -119,16 +120,6 @@ def serve_our_app_alone() -> None:
     replace(clientapp_runtime, "get_project_dir", lambda *_: Path(os.devnull))
     replace(clientapp_runtime, "install_app_dependencies", no_installation)
     replace(clientapp_runtime, "Error", silent_error)
-
-
-def replace(module: ModuleType, name: str, value: Any) -> None:
-    """Replaces a name in one of Flower's modules.
-
-    Raises ``RuntimeError`` where the module has or uses no such name: Flower changed.
-    """
-    if not hasattr(module, name) or not re.search(rf"\b{name}\b[.(]", inspect.getsource(module)):
-        raise RuntimeError(f"{module.__name__} has no {name}: fedstill needs flwr==1.41.0")
-    setattr(module, name, value)
 
 
 def replace_sleep(module: ModuleType, sleep: Callable[[float], None]) -> None:

@@ -18,6 +18,7 @@ KINDS = (
     ("clientapp", ("site_agent.superexec", "superexec", "clientapp")),
     ("serverapp", ("serverapp",)),
     ("superlink", ("flower-superlink",)),
+    ("executor", ("aggregator.executor",)),
     ("api", ("aggregator.services",)),
     ("utility", ("deploy.demo.evaluation", "multiprocessing")),
     ("images", ("deploy.demo.hospitals",)),

@@ -9,8 +9,8 @@ from aggregator import dry_run
 from aggregator.costs import cost_of
 from aggregator.dry_run import VERDICTS, ask_sites, keep_verdicts, told
 from aggregator.heard import keep_heard, read_heard
-from aggregator.home import create_home
-from aggregator.runs import RunError, read_plan, read_run_contract
+from aggregator.home import AggregatorHome, create_home
+from aggregator.runs import RunError, hold_run, read_plan, read_run_contract
 from shared.contract import RunContract
 from shared.messages import (
     DryRunHeader,
@@ -179,3 +179,73 @@ def test_those_online_are_asked_and_the_others_told(
     with pytest.raises(RunError, match="not enrolled: stranger"):
         dry_run.dry_run(home, CONTRACT, sites=["stranger"])
     assert not home.run_folder(CONTRACT.digest()).exists(), "no run is begun"
+
+
+class Flower:
+    """A SuperLink whose ServerApps end early, each with its reason; the last one asks."""
+
+    def __init__(self, home: AggregatorHome, *reasons: str | None) -> None:
+        self.home, self.reasons, self.started = home, list(reasons), 0
+
+    def nodes(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="yes", online=True)]
+
+    def start(self, _link: object, folder: Path) -> bool:
+        self.started += 1
+        if self.started > len(self.reasons):
+            with hold_run(folder):
+                contract, plan = read_run_contract(folder), read_plan(folder)
+                keep_verdicts(folder, ask_sites(contract, plan.sites, answers))
+        return True
+
+    def ending(self, _run: int) -> str | None:
+        return self.reasons[self.started - 1]
+
+
+@pytest.fixture
+def flower(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Flower:
+    from contextlib import nullcontext
+
+    found = Flower(create_home(tmp_path / "home", {}), *request.param)
+    monkeypatch.setattr(dry_run, "ASK_S", 0.02)
+    monkeypatch.setattr(dry_run, "POLL_S", 0.01)
+    monkeypatch.setattr(dry_run, "enrolled_sites", lambda _: [SimpleNamespace(name="yes")])
+    monkeypatch.setattr(dry_run, "superlink", lambda _: nullcontext(found))
+    monkeypatch.setattr(dry_run, "start_run", found.start)
+    return found
+
+
+@pytest.mark.parametrize("flower", [["a handshake broke", ""]], indirect=True)
+def test_a_serverapp_that_ended_before_it_asked_is_started_again(flower: Flower) -> None:
+    (verdict,) = dry_run.dry_run(flower.home, CONTRACT, sites=[])
+    assert (verdict["verdict"], flower.started) == ("accept", 3)
+
+
+@pytest.mark.parametrize("flower", [["first", "second", "a handshake broke"]], indirect=True)
+def test_one_that_always_ends_is_told_with_flowers_words(flower: Flower) -> None:
+    with pytest.raises(RunError, match=r"\(a handshake broke\); see logs/executor\.log"):
+        dry_run.dry_run(flower.home, CONTRACT, sites=[])
+    assert flower.started == 3
+
+
+@pytest.mark.parametrize("flower", [[None, "never read"]], indirect=True)
+def test_one_that_is_killed_while_it_asks_is_started_again(
+    flower: Flower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = iter([False, True, True, False])  # of the first; the second answers at once
+    monkeypatch.setattr(dry_run, "is_held", lambda _: next(held, False))
+    flower.reasons.pop()
+    (verdict,) = dry_run.dry_run(flower.home, CONTRACT, sites=[])
+    assert (verdict["verdict"], flower.started) == ("accept", 2)
+
+
+@pytest.mark.parametrize("flower", [[None]], indirect=True)
+def test_one_that_says_nothing_is_not_waited_for_without_end(
+    flower: Flower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "DONE_WITHIN_S", 0.3)
+    with pytest.raises(RunError, match="it took too long"):
+        dry_run.dry_run(flower.home, CONTRACT, sites=[])
+    assert flower.started == 1

@@ -22,7 +22,7 @@ from aggregator.runs import prepare_run
 from aggregator.supervisor import Service, Supervisor
 from shared.contract import RunContract
 from shared.metrics_server import PortError
-from shared.processes import spawn
+from shared.processes import Process, spawn
 from shared.release.keys import read_private_key
 from site_agent.figures import Figures
 from site_agent.monitoring import SiteCollector, _of_worker
@@ -80,10 +80,10 @@ def home(tmp_path: Path) -> AggregatorHome:
 
 @pytest.fixture
 def supervisor(home: AggregatorHome) -> Supervisor:
-    def start() -> object:
-        return spawn(["sleep", "60"], log=home.logs / "api.log")
+    def start() -> list[Process]:
+        return [spawn(["sleep", "60"], log=home.logs / "api.log")]
 
-    return Supervisor([Service("api", start)], log=home.logs / "up.log")  # type: ignore[arg-type]
+    return Supervisor([Service("api", start)], log=home.logs / "up.log")
 
 
 def samples(text: str) -> dict[str, float]:

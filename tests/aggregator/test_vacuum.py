@@ -52,11 +52,11 @@ def test_a_running_up_is_asked_and_waits_until_no_run_is_worked_on(
 ) -> None:
     starts = 0
 
-    def start() -> Process:
+    def start() -> list[Process]:
         nonlocal starts
         starts += 1
         tidy_database(home.database)
-        return spawn(["sleep", "60"], log=tmp_path / "superlink.log")
+        return [spawn(["sleep", "60"], log=tmp_path / "superlink.log")]
 
     tidied = home.database.stat().st_size
     kept = Supervisor([Service("superlink", start)], log=tmp_path / "up.log")

@@ -17,6 +17,8 @@ import numpy as np
 
 from shared.judging import EvaluateHeader, EvaluationHeader, VetoHeader, VetoQueryHeader
 from shared.messages import (
+    DryRunHeader,
+    DryRunQueryHeader,
     Header,
     Message,
     MessageError,
@@ -41,13 +43,11 @@ def answer(payload: bytes, site: str) -> bytes:
 
 def reply(message: Message, digest: str, site: str) -> Message:
     asked = message.header
-    assert isinstance(asked, ProbeHeader | EvaluateHeader | VetoQueryHeader)
-    about = {
-        "contract_digest": asked.contract_digest,
-        "request_digest": digest,
-        "site": site,
-        "seconds": 0.0,
-    }
+    assert isinstance(asked, ProbeHeader | EvaluateHeader | VetoQueryHeader | DryRunQueryHeader)
+    about = {"contract_digest": asked.contract_digest, "site": site}
+    if isinstance(asked, DryRunQueryHeader):
+        return Message(header=DryRunHeader.model_validate(about | {"patients_at_least": 5}))
+    about |= {"request_digest": digest, "seconds": 0.0}
     if isinstance(asked, ProbeHeader):
         about |= {"round": asked.round, "kind": asked.kind, "patients_at_least": 5}
         values = message.arrays["weights"] * 0 + 1e-4

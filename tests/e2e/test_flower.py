@@ -18,7 +18,8 @@ import torch
 from flwr.cli.build import build_fab_from_files
 
 from aggregator.lifecycle import read_state
-from aggregator.superlink import superlink
+from aggregator.runs import is_held
+from aggregator.superlink import SuperLink, SuperLinkError, superlink
 from shared.contract import RunContract
 from shared.guardian import descendants
 from shared.messages import RefusalHeader, SummaryHeader, decode, encode, probe_batch
@@ -264,6 +265,38 @@ def test_code_that_a_bundle_carries_does_not_run_at_a_site(deployment: Deploymen
     assert not list(deployment.root.glob("st-*/flower/apps"))  # nothing was even unpacked
 
 
+def test_a_killed_executor_is_replaced_and_a_killed_dry_run_asked_again(
+    deployment: Deployment,
+) -> None:
+    def running(word: str) -> set[int]:
+        below = descendants(deployment.processes["up"].pid)
+        lines = {pid: command_line(pid) for pid in below}
+        return {pid for pid, line in lines.items() if word in line and "guardian.py" not in line}
+
+    contract, run = deployment.contract(seed=7)
+    (executor,) = running("aggregator.executor 127.0.0.1:")
+    os.kill(executor, signal.SIGKILL)
+    until(lambda: running("aggregator.executor 127.0.0.1:") - {executor}, within_s=30)
+    with superlink(deployment.home) as link:
+        until(lambda: online(link) == set(SITES), within_s=60)
+    asking = run.with_name(f"dry-{run.name}")
+    with deployment.launching(contract, "--dry-run", "--json") as launcher:
+        until(lambda: is_held(asking) or launcher.poll() is not None, within_s=60)
+        (killed,) = running("flwr-serverapp")
+        os.kill(killed, signal.SIGKILL)
+        said, told = launcher.communicate(timeout=100)
+    assert launcher.returncode == 0, told
+    verdicts = {one["site"]: one["verdict"] for one in json.loads(said)["sites"]}
+    assert verdicts == dict.fromkeys(SITES, "accept")
+
+
+def online(link: SuperLink) -> set[str]:
+    try:
+        return {node.name for node in link.nodes() if node.online}
+    except SuperLinkError:
+        return set()
+
+
 def test_a_killed_aggregator_leaves_nothing_and_comes_back(deployment: Deployment) -> None:
     up = deployment.processes.pop("up")
     below = descendants(up.pid)
@@ -275,7 +308,7 @@ def test_a_killed_aggregator_leaves_nothing_and_comes_back(deployment: Deploymen
     stop_all([up], grace_s=1)
     deployment.up()
     with superlink(deployment.home) as link:
-        until(lambda: {n.name for n in link.nodes() if n.online} == set(SITES), within_s=60)
+        until(lambda: online(link) == set(SITES), within_s=60)
     assert time.monotonic() - start < 80
 
 
