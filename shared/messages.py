@@ -114,7 +114,7 @@ class SummaryHeader(Frozen):
     kind: Kind
     site: Slug
     patients_at_least: int = Field(ge=1, description="patients behind it, rounded down to a bucket")
-    seconds: float = Field(ge=0, description="time the worker spent; 0 with differential privacy")
+    seconds: float = Field(ge=0, description="time the worker spent; 0 with noise, or in a sum")
     audit_head: Digest | None = Field(
         None, description="hash of the site's audit log, up to the line of this answer"
     )

@@ -246,8 +246,8 @@ def _summary(
                 kind=header.kind,
                 site=settings.name,
                 patients_at_least=asked.patients_at_least,
-                # Time grows with the number of patients, which noise is there to hide.
-                seconds=seconds if noise is None else 0.0,
+                # Time grows with the number of patients, which noise and a sum are there to hide.
+                seconds=seconds if noise is None and member is None else 0.0,
                 audit_head=head,
             ),
             arrays={name: array},

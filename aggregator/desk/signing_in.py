@@ -16,7 +16,7 @@ from aggregator.desk.session import (
     keep,
     writer,
 )
-from aggregator.desk.trail import recorded
+from aggregator.desk.trail import Trail, recorded
 
 router = APIRouter(include_in_schema=False)
 
@@ -45,6 +45,8 @@ def sign_in(request: Request, given: Fields) -> Response:
     opened = sessions.open(given.get("token", "").strip())
     to = local(given.get("next", "/desk"))
     if opened is None:
+        trail: Trail = request.app.state.desk_trail
+        trail.refuse(address=getattr(request.state, "address", "unknown"))
         return render(request, "login.html", status=401, next=to, wrong=True)
     secret, who = opened
     request.state.principal = who

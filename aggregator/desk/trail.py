@@ -11,6 +11,9 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from fastapi import Request
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
 from pydantic import Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import aliased
@@ -22,6 +25,9 @@ from aggregator.desk.tables import ActionRow
 from shared.frozen import Frozen
 
 MOST_DETAIL = 400
+NOBODY = "nobody"
+FAILURES = RateLimitItemPerMinute(1, 10)
+"""Of sign-ins that fail, from one address: who has no token cannot fill the trail."""
 
 
 class Action(Frozen):
@@ -45,6 +51,23 @@ class Trail:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._failures = FixedWindowRateLimiter(MemoryStorage())
+
+    def refuse(self, *, address: str) -> None:
+        """Keeps that a token from there opened nothing; once in ``FAILURES``, however many came."""
+        if self._failures.hit(FAILURES, address):
+            self.record(
+                Action(
+                    at=stamp(datetime.now(UTC)),
+                    principal=NOBODY,
+                    token_id="",
+                    address=address,
+                    action="sign in",
+                    run="",
+                    outcome="refused",
+                    detail="the token does not open the desk; others from there may have followed",
+                )
+            )
 
     def record(self, action: Action) -> int:
         """Keeps one, and gives its number; raises what the database raises."""

@@ -662,6 +662,7 @@ def test_keys_and_openings_of_a_secure_sum_are_in_the_audit_log(site):
     assert not AuditLog(site.settings.audit_path).verify(header.audit_head).faults
     (entry,) = site.outbox.entries()
     assert (entry.granularity, entry.norm, entry.gradients) == ("federation", None, 2)
+    assert header.seconds == 0.0 < entry.seconds, "its time would tell of its share in the sum"
 
 
 def test_a_charge_is_in_the_audit_log_before_its_answer(site):

@@ -159,6 +159,42 @@ def test_who_came_and_went_is_written_down_and_no_secret_is(
     assert not any(value.encode() in kept for value in desk.cookies.values())
 
 
+def test_a_sign_in_that_failed_is_written_down_once_and_its_token_is_not(
+    home: AggregatorHome, client: TestClient
+) -> None:
+    for number in range(20):
+        answer = client.post("/desk/login", data={"token": f"fdst_guessed_{number}"})
+        assert answer.status_code == 401
+    catalog = Catalog(home.catalog)
+    found, total = Trail(catalog.database).newest()
+    catalog.close()
+    assert total == 1, "who has no token cannot fill the trail"
+    assert [(one.action, one.principal, one.outcome) for one in found] == [
+        ("sign in", "nobody", "refused")
+    ]
+    kept = b"".join(path.read_bytes() for path in home.root.glob("catalog.sqlite*"))
+    assert b"guessed" not in kept
+
+
+def test_failures_are_told_by_address_and_again_after_a_while(
+    home: AggregatorHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, moment = Catalog(home.catalog), time.time()
+    monkeypatch.setattr(time, "time", lambda: moment)
+    trail = Trail(catalog.database)
+    for after_s, address in (
+        (0, "192.0.2.1"),
+        (1, "192.0.2.1"),
+        (2, "192.0.2.2"),
+        (901, "192.0.2.1"),
+    ):
+        moment += after_s
+        trail.refuse(address=address)
+    found, _ = trail.newest()
+    catalog.close()
+    assert [one.address for one in found] == ["192.0.2.1", "192.0.2.2", "192.0.2.1"]
+
+
 def test_the_trail_is_only_added_to(home: AggregatorHome, desk: TestClient) -> None:
     from sqlalchemy import text
     from sqlalchemy.exc import DBAPIError
