@@ -15,7 +15,7 @@ KINDS = (
     ("guardian", ("guardian.py",)),
     ("worker", ("site_agent.cli worker",)),
     ("supernode", ("site_agent.node", "site_agent.cli connect")),
-    ("clientapp", ("site_agent.superexec", "superexec", "clientapp")),
+    ("clientapp", ("site_agent.superexec", "clientapp")),
     ("serverapp", ("serverapp",)),
     ("superlink", ("flower-superlink",)),
     ("executor", ("aggregator.executor",)),

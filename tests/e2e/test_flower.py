@@ -280,7 +280,8 @@ def test_a_killed_executor_is_replaced_and_a_killed_dry_run_asked_again(
     with superlink(deployment.home) as link:
         until(lambda: online(link) == set(SITES), within_s=60)
     asking = run.with_name(f"dry-{run.name}")
-    with deployment.launching(contract, "--dry-run", "--json") as launcher:
+    sites = [part for site in SITES for part in ("--site", site)]  # others may be enrolled by now
+    with deployment.launching(contract, "--dry-run", "--json", *sites) as launcher:
         until(lambda: is_held(asking) or launcher.poll() is not None, within_s=60)
         (killed,) = running("flwr-serverapp")
         os.kill(killed, signal.SIGKILL)
