@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 
 import flwr.supercore.superexec.run_superexec as superexec
-import flwr.superlink.grid.http_grid as http_grid
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
-from flwr.superlink.cli import flwr_serverapp
 
 from aggregator.home import AggregatorHome
 from shared.flower import RuntimeClient, replace
@@ -67,13 +65,11 @@ def executor_command(home: AggregatorHome) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """Serves ``ADDRESS CA_FILE SECRET_FILE``, or is a ServerApp with Flower's own arguments."""
-    replace(superexec, "RuntimeHttpClient", RuntimeClient)
-    replace(http_grid, "RuntimeHttpClient", RuntimeClient)
     if arguments[0] == SERVERAPP:
-        sys.argv = arguments
-        flwr_serverapp()
+        _be_a_serverapp(arguments)
         return
     address, authority, secret = arguments
+    replace(superexec, "RuntimeHttpClient", RuntimeClient)
     replace(superexec, "get_executor", lambda *_, **__: ServerApps())
     superexec.run_superexec(
         runtime_api_address=address,
@@ -82,6 +78,16 @@ def main(arguments: list[str]) -> None:
         superexec_auth_secret=Path(secret).read_bytes(),
         runtime_dependency_install=False,
     )
+
+
+def _be_a_serverapp(arguments: list[str]) -> None:
+    # 30 MiB that the executor itself does without, all its life.
+    import flwr.superlink.cli as cli
+    import flwr.superlink.grid.http_grid as http_grid
+
+    replace(http_grid, "RuntimeHttpClient", RuntimeClient)
+    sys.argv = arguments
+    cli.flwr_serverapp()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import sys
 import time
 from pathlib import Path
 
-import flwr.supercore.superexec.run_superexec as superexec
+import flwr.superlink.cli as cli
 import flwr.superlink.grid.http_grid as http_grid
 import pytest
 from flwr.supercore.constant import TaskType
@@ -63,12 +63,11 @@ def test_a_serverapp_is_our_process_with_flowers_arguments_and_is_collected(
 def test_a_serverapp_has_the_client_that_bears_broken_handshakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(superexec, "RuntimeHttpClient", superexec.RuntimeHttpClient)
     monkeypatch.setattr(http_grid, "RuntimeHttpClient", http_grid.RuntimeHttpClient)
     monkeypatch.setattr(sys, "argv", ["executor.py"])
     seen: list[object] = []
     monkeypatch.setattr(
-        executor,
+        cli,
         "flwr_serverapp",
         lambda: seen.append((sys.argv, http_grid.RuntimeHttpClient)),
     )

@@ -56,6 +56,7 @@ from site_agent.settings import read_settings
 
 POLL_S = 0.1
 IDLE_S = 5.0
+SETTLED_S = 5.0
 TICKS = os.sysconf("SC_CLK_TCK")
 CONTRACT = """\
 name = "rounds"
@@ -340,6 +341,8 @@ def measure(
                 "pss_mib": round(whole.pss_mib, 1),
                 "rss_mib": round(whole.rss_mib, 1),
             }
+            time.sleep(SETTLED_S)  # the ServerApp ends, and whose child it was is told its seconds
+            look = census(os.getpid())
             time.sleep(IDLE_S)
             used = spent(look, census(os.getpid()))
             idle[count] = round(sum(used.values()) / IDLE_S, 3)

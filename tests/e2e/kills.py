@@ -23,10 +23,11 @@ from aggregator.runs import read_events
 from shared.guardian import descendants
 from tests.e2e.deployment import CONTRACT, Deployment, command_line, until
 
-Program = Literal["serverapp", "superlink", "api"]
+Program = Literal["serverapp", "superlink", "executor", "api"]
 PROGRAMS: dict[Program, str] = {
     "serverapp": "flwr-serverapp",
     "superlink": "flower-superlink",
+    "executor": "aggregator.executor 127.0.0.1:",
     "api": "aggregator.services",
 }
 """What stands in their command lines."""

@@ -1,4 +1,4 @@
-"""Each program of the aggregator killed twice, at moments that are drawn, in a run that is judged.
+"""The aggregator's programs killed at moments that are drawn, in a run that is judged.
 
 Ten times each: python tests/benchmarks/faults.py.
 """
@@ -29,7 +29,14 @@ def aggregator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 def test_a_run_ends_the_same_whatever_is_killed(aggregator: Deployment) -> None:
-    programs: list[kills.Program] = ["serverapp", "api", "superlink"] * 2
+    programs: list[kills.Program] = [
+        "serverapp",
+        "api",
+        "superlink",
+        "serverapp",
+        "api",
+        "executor",
+    ]
     done = kills.kills(aggregator, programs, seed=1, within=0.5)
     assert sorted(one.program for one in done) == sorted(programs)
     # What was compared is what hospitals said, and it was published.
