@@ -18,7 +18,7 @@ from aggregator.enrolment import enrolled_sites
 from aggregator.exchange import Exchange
 from aggregator.heard import STANDING, keep_heard
 from aggregator.home import AggregatorHome
-from aggregator.runs import MANDATE, RunError, RunPlan, flower_run, is_held, start_run
+from aggregator.runs import LOCK, MANDATE, RunError, RunPlan, flower_run, is_held, start_run
 from aggregator.superlink import SuperLink, superlink
 from shared.contract import RunContract
 from shared.durable import write_durably
@@ -152,6 +152,7 @@ def _asked(
     write_durably(folder / "plan.json", plan.model_dump_json().encode())
     deadline, reason = time.monotonic() + DONE_WITHIN_S, "it took too long"
     for _ in range(TRIES):
+        (folder / LOCK).unlink(missing_ok=True)
         start_run(link, folder)
         ended = _await(file, link, deadline=deadline)
         if ended is None:
@@ -167,17 +168,17 @@ def _asked(
 
 def _await(file: Path, link: SuperLink, *, deadline: float) -> str | None:
     """Waits for the verdicts: None where they are there, else why not, as far as Flower knows."""
-    seen, next_question = False, time.monotonic() + ASK_S
+    folder, next_question, unheld = file.parent, time.monotonic() + ASK_S, 0
     while not file.exists():
-        held, now = is_held(file.parent), time.monotonic()
+        begun, now = (folder / LOCK).exists(), time.monotonic()
         if now >= deadline:
             return ""
-        if seen and not held:  # gone; what it left last may be the verdicts
+        unheld = unheld + 1 if begun and not is_held(folder) else 0
+        if unheld > 1:  # once, it may be about to take it; what it left last may be the verdicts
             return None if file.exists() else "its ServerApp ended before it had asked"
-        seen = seen or held
-        if not held and now >= next_question:
+        if not begun and now >= next_question:
             next_question = now + ASK_S
-            ending = link.ending(flower_run(file.parent))
+            ending = link.ending(flower_run(folder))
             if ending is not None and not file.exists():
                 return ending
         time.sleep(POLL_S)

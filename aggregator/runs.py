@@ -37,6 +37,8 @@ from shared.mandate import Mandate
 FOUNDATION = "foundation.safetensors"
 MANDATE = "mandate.json"
 ATTACKS = "attacks.json"
+LOCK = "lock"
+"""Made, and held, by the ServerApp that works on the run."""
 FLOWER_RUN = "flower-run"
 NETWORKS = "networks.safetensors"
 """Students that the hospitals judge."""
@@ -159,7 +161,7 @@ def read_run_contract(run: Path) -> RunContract:
 @contextmanager
 def hold_run(run: Path, *, within_s: float = 10.0) -> Iterator[None]:
     """Holds the run's lock: at most one process works on a run. Raises ``RunError``."""
-    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         deadline = time.monotonic() + within_s
         while not _try_lock(descriptor):
@@ -174,7 +176,7 @@ def hold_run(run: Path, *, within_s: float = 10.0) -> Iterator[None]:
 def is_held(run: Path) -> bool:
     """Whether a ServerApp works on the run right now."""
     try:
-        descriptor = os.open(run / "lock", os.O_RDWR)
+        descriptor = os.open(run / LOCK, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
